@@ -1,0 +1,52 @@
+/* checkpoint.h: a model directory: its shards, its tensors by name, its other files.
+ *
+ * A checkpoint is a directory with model.safetensors, or with model.safetensors.index.json and the
+ * shards that it lists, or an entry of a Hugging Face cache: `models--org--name` (then the snapshot
+ * that refs/main names) or one of its snapshots, whose files are links into ../../blobs (hub.h).
+ * All shards are opened, parsed and frozen (file.h) by bd_checkpoint_open; a checkpoint is then
+ * immutable and may be read from any thread. */
+#ifndef BD_CHECKPOINT_H
+#define BD_CHECKPOINT_H
+
+#include "safetensors.h"
+
+/* Files besides the weights are taken up to this size. */
+#define BD_MAX_SIDECAR (64u << 20)
+
+struct bd_shard {
+	char *name; /* one path component */
+	struct bd_file *file;
+	struct bd_safetensors *st;
+	uint64_t first; /* tensors in the shards before this one */
+};
+
+struct bd_checkpoint {
+	char *path;     /* the directory that holds the files, after resolving a cache entry */
+	char *label;    /* how people call it: "org/name" for a cache entry, else the last component */
+	char *revision; /* commit of a cache entry, else NULL */
+	struct bd_shard *shards; /* in order of name */
+	size_t shard_count;
+	uint64_t tensor_count, tensor_bytes;
+	char **sidecars;   /* names of the other files that belong to the model, in order of name */
+	size_t sidecar_count;
+	char **skipped;    /* "NAME: why" for what lies there and is not taken, in order of name */
+	size_t skipped_count;
+	struct bd_name_table *names; /* private: name -> number, counted through all shards */
+};
+
+/* Errors: -ENOENT no such directory; -EINVAL not a checkpoint, or an incomplete or damaged one;
+ * others from the system (-EACCES, -EMFILE: one descriptor is kept per shard). The sentence says
+ * what was found instead and what to do (`.bin` files: convert; adapter_config.json: merge the
+ * adapter; a single .safetensors or .gguf file: give the directory). */
+int bd_checkpoint_open(struct bd_checkpoint **c, const char *path, struct bd_error *err);
+void bd_checkpoint_close(struct bd_checkpoint *c); /* NULL allowed */
+
+/* Constant time (but for the logarithm of the number of shards). NULL where there is none; *shard (may be NULL) says where it lies. */
+const struct bd_tensor *bd_checkpoint_find(const struct bd_checkpoint *c, const char *name,
+					   const struct bd_shard **shard);
+
+/* True where NAME can be one file in a directory that we show: one component, valid UTF-8, 1 to
+ * 255 bytes, not "." or "..", no '/', NUL or control characters. */
+bool bd_name_is_component(const char *name, size_t length);
+
+#endif

@@ -1,0 +1,76 @@
+/* delta.h: an open .bdelta file: container and manifest, checked against each other (FORMAT.md).
+ *
+ * bd_delta_open reads the container's header and the manifest and holds every rule of FORMAT.md that can be
+ * checked without reading the planes and the base; afterwards a delta is immutable and any
+ * thread may use it. Deltas come from strangers: sizes are checked before they are allocated. */
+#ifndef BD_DELTA_H
+#define BD_DELTA_H
+
+#include "base.h"
+
+#define BD_VERSION "0.1.0"
+
+enum bd_encoding { BD_SAME, BD_SIGN, BD_RAW, BD_ROWS, BD_ENCODINGS };
+const char *bd_encoding_name(enum bd_encoding encoding);
+
+struct bd_entry {                        /* one tensor of the fine-tune */
+	const struct bd_tensor *tensor;  /* in its file's header: offset is the place in the virtual file */
+	enum bd_encoding encoding;
+	enum bd_encoding head;           /* of BD_ROWS: BD_SAME or BD_SIGN; else == encoding */
+	uint64_t shared;                 /* of BD_ROWS: slices of the head along the first dimension */
+	uint64_t rows, cols;             /* of the sign-coded part, else 0 */
+	unsigned planes;                 /* of the sign-coded part, else 0 */
+	double error;                    /* relative error found at import; negative if unknown */
+	const struct bd_tensor *sign;    /* in the container; NULL if none */
+	const struct bd_tensor *raw;     /* in the container: raw tensor or tail; NULL if none */
+	uint64_t scales;                 /* index of its first scale, if sign-coded */
+	char xxh128[BD_HASH];            /* of the sign planes or the raw tensor */
+	char tail_xxh128[BD_HASH];       /* of a tail */
+	/* The base tensor it needs, base_xxh128 == "" if none: */
+	enum bd_dtype base_dtype;
+	unsigned base_dims;
+	uint64_t base_shape[BD_MAX_DIMS];
+	char base_xxh128[BD_HASH];
+	uint64_t base_sample;
+};
+
+struct bd_delta_file {                   /* one file of the fine-tune's directory */
+	char *name;
+	uint64_t size;
+	struct bd_safetensors *st;       /* parsed header, NULL for other files */
+	struct bd_entry *entries;        /* of a safetensors file: st->count of them, in order of offset */
+	const struct bd_tensor *stored;  /* of another file: its zlib stream in the container */
+	char xxh128[BD_HASH];            /* of another file */
+};
+
+struct bd_delta {
+	char *name;                      /* file name without .bdelta */
+	struct bd_file *file;
+	struct bd_safetensors *st;       /* the container */
+	struct bd_delta_file *files;     /* ascending names */
+	size_t file_count;
+	const struct bd_tensor *scales;  /* NULL if there are none */
+	char scales_xxh128[BD_HASH];
+	char *base_label, *base_revision; /* revision may be NULL */
+	char base_digest[BD_HASH];
+	char *producer;
+	char *scale_kind;                /* "rank1", …; NULL if unknown */
+	double attenuation;
+	bool distilled;
+};
+
+/* Errors: -EINVAL not a .bdelta file, damaged, or needing a newer version: the sentence says which. */
+int bd_delta_open(struct bd_delta **delta, const char *path, struct bd_error *err);
+void bd_delta_close(struct bd_delta *delta); /* NULL allowed */
+
+/* Does BASE fit? 0, or -EINVAL with what differs: the delta's and the base's names, the first tensor
+ * that is missing or has another dtype, shape or content. */
+int bd_delta_check_base(const struct bd_delta *delta, const struct bd_base *base,
+			struct bd_error *err);
+
+/* Inflate a file that is not safetensors, and check its hash. *data is malloced (size as in the
+ * file's record; at least one byte). */
+int bd_delta_inflate(const struct bd_delta *delta, const struct bd_delta_file *file, char **data,
+		     struct bd_error *err);
+
+#endif

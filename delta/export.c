@@ -1,0 +1,208 @@
+/* export.c: writing a view to a directory, see export.h. */
+#include "export.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "output.h"
+
+#define CHUNK ((uint64_t)8 << 20)
+
+struct export {
+	struct bd_view *view;
+	const struct bd_watch *watch;
+	char *temporary; /* directory beside the final one */
+	int *fds;        /* of the files in it */
+	bool *acquired;
+	size_t *first;   /* number of each file's first chunk, and one past the last */
+	uint64_t total;
+	atomic_ullong done;
+};
+
+static int file_error(const struct export *x, size_t i, const char *what, struct bd_error *err)
+{
+	return bd_error_set(err, -errno, "%s/%s: cannot %s: %s", x->temporary, x->view->files[i].name,
+			    what, strerror(errno));
+}
+
+/* One chunk of one file. */
+static int work(void *context, size_t index, struct bd_error *err)
+{
+	struct export *x = context;
+	size_t file = 0;
+	uint64_t offset, at = 0;
+	struct bd_scratch *scratch = bd_scratch_new();
+	char *buf = malloc(CHUNK);
+	ssize_t size = 0;
+	int rc = 0;
+
+	while (x->first[file + 1] <= index)
+		file++;
+	offset = (index - x->first[file]) * CHUNK;
+	if (!scratch || !buf) {
+		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", x->view->name);
+		goto out;
+	}
+	size = bd_view_read(x->view, file, buf, CHUNK, offset, scratch, err);
+	if (size < 0)
+		rc = (int)size;
+	while (rc == 0 && at < (uint64_t)size) {
+		ssize_t n = pwrite(x->fds[file], buf + at, (size_t)((uint64_t)size - at),
+				   (off_t)(offset + at));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			rc = file_error(x, file, "write", err);
+		else
+			at += (uint64_t)n;
+	}
+	atomic_fetch_add(&x->done, at);
+out:
+	bd_scratch_free(scratch);
+	free(buf);
+	return rc;
+}
+
+static void tick(void *context)
+{
+	struct export *x = context;
+
+	if (x->watch->progress)
+		x->watch->progress(x->watch->context, atomic_load(&x->done), x->total);
+}
+
+static int create_files(struct export *x, struct bd_error *err)
+{
+	struct bd_view *v = x->view;
+
+	for (size_t i = 0; i < v->file_count; i++) {
+		char *path;
+		int rc = bd_view_acquire(v, i, err);
+
+		if (rc < 0)
+			return rc;
+		x->acquired[i] = true;
+		if (asprintf(&path, "%s/%s", x->temporary, v->files[i].name) < 0)
+			return bd_error_set(err, -ENOMEM, "%s: out of memory", v->name);
+		x->fds[i] = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+		free(path);
+		if (x->fds[i] < 0)
+			return file_error(x, i, "create", err);
+		x->first[i + 1] = x->first[i] + (size_t)((v->files[i].size + CHUNK - 1) / CHUNK);
+		x->total += v->files[i].size;
+	}
+	return 0;
+}
+
+static int finish(struct export *x, const char *out, struct bd_error *err)
+{
+	char *parent = strdup(out), *slash;
+	int rc;
+
+	for (size_t i = 0; i < x->view->file_count; i++)
+		if (fsync(x->fds[i]) < 0) {
+			free(parent);
+			return file_error(x, i, "write to the disk", err);
+		}
+	rc = bd_output_sync_directory(x->temporary, err);
+	if (rc == 0 && rename(x->temporary, out) < 0) /* replaces an empty directory */
+		rc = bd_error_set(err, -errno, "%s: cannot rename the finished directory: %s", out,
+				  strerror(errno));
+	if (rc == 0 && parent) {
+		slash = strrchr(parent, '/');
+		if (slash)
+			slash[slash == parent] = '\0';
+		rc = bd_output_sync_directory(slash ? parent : ".", err);
+	}
+	free(parent);
+	return rc;
+}
+
+static void remove_temporary(const struct export *x)
+{
+	for (size_t i = 0; i < x->view->file_count; i++) {
+		char *path;
+
+		if (asprintf(&path, "%s/%s", x->temporary, x->view->files[i].name) < 0)
+			continue;
+		unlink(path);
+		free(path);
+	}
+	rmdir(x->temporary);
+}
+
+/* May OUT be created, or filled because it is empty? */
+static int check_target(const char *out, struct bd_error *err)
+{
+	DIR *dir = opendir(out);
+	struct dirent *entry;
+	bool empty = true;
+
+	if (!dir)
+		return errno == ENOENT ? 0 : bd_error_set(err, -errno, "%s: %s", out, strerror(errno));
+	while (empty && (entry = readdir(dir)))
+		empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
+	closedir(dir);
+	return empty ? 0 : bd_error_set(err, -EEXIST, "%s: the directory is not empty", out);
+}
+
+int bd_export(struct bd_view *view, const char *path, const struct bd_watch *watch,
+	      struct bd_error *err)
+{
+	struct export x = { .view = view, .watch = watch };
+	struct bd_parallel job = { .work = work, .tick = tick, .context = &x, .cancel = watch->cancel };
+	char *out = strdup(path);
+	bool created = false;
+	int rc;
+
+	while (out && strlen(out) > 1 && out[strlen(out) - 1] == '/')
+		out[strlen(out) - 1] = '\0';
+	x.fds = calloc(view->file_count + 1, sizeof(*x.fds));
+	x.acquired = calloc(view->file_count + 1, sizeof(*x.acquired));
+	x.first = calloc(view->file_count + 1, sizeof(*x.first));
+	if (!out || !x.fds || !x.acquired || !x.first ||
+	    asprintf(&x.temporary, "%s.partial-%d", out, getpid()) < 0) {
+		x.temporary = NULL;
+		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", path);
+		goto out;
+	}
+	memset(x.fds, -1, (view->file_count + 1) * sizeof(*x.fds));
+	rc = check_target(out, err);
+	if (rc < 0)
+		goto out;
+	if (mkdir(x.temporary, 0777) < 0) {
+		rc = bd_error_set(err, -errno, "%s: cannot create the directory: %s", x.temporary,
+				  strerror(errno));
+		goto out;
+	}
+	created = true;
+	rc = create_files(&x, err);
+	job.count = x.first[view->file_count];
+	if (rc == 0)
+		rc = bd_parallel_run(&job, err);
+	if (rc == 0)
+		rc = finish(&x, out, err);
+out:
+	for (size_t i = 0; x.fds && x.acquired && i < view->file_count; i++) {
+		if (x.acquired[i])
+			bd_view_release(view, i);
+		if (x.fds[i] >= 0)
+			close(x.fds[i]);
+	}
+	if (rc < 0 && created)
+		remove_temporary(&x);
+	free(x.temporary);
+	free(x.acquired);
+	free(x.first);
+	free(x.fds);
+	free(out);
+	return rc;
+}

@@ -1,0 +1,250 @@
+/* import_tensor.c: looking at one tensor of a fine-tune beside its base: is it the same, which
+ * signs and scales does it have, how far off will they be. See import_impl.h. */
+#include "import_impl.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "manifest.h"
+#include "sign.h"
+
+#define SAMPLED_ROWS 128 /* rows on which the error is measured */
+
+static int out_of_memory(const struct bd_item *item, struct bd_error *err)
+{
+	return bd_error_set(err, -ENOMEM, "%s: tensor '%s': out of memory", item->file->path,
+			    item->entry->tensor->name);
+}
+
+static bool stopped(const struct bd_look *look)
+{
+	return look->stop && *look->stop;
+}
+
+static double mean_or_one(double sum, double count, double mean)
+{
+	return mean > 0 ? sum / count / mean : 1.0;
+}
+
+/* Closed-form scales from the sums of |d| (the published start, per matrix, row, or row and column). False where one of
+ * them is not finite. */
+static bool closed_form(const struct bd_look *look, uint64_t rows, uint64_t cols,
+			const double *row_abs, const double *col_abs, float *scales)
+{
+	double total = 0, mean;
+	bool finite = true;
+
+	for (uint64_t i = 0; i < rows; i++)
+		total += row_abs[i];
+	mean = total / ((double)rows * (double)cols);
+	for (uint64_t i = 0; i < rows; i++) {
+		double m = look->scale == BD_SCALE_TENSOR ? mean : row_abs[i] / (double)cols;
+
+		scales[i] = (float)(look->attenuation * m);
+		finite &= isfinite(scales[i]) != 0;
+	}
+	for (uint64_t j = 0; j < cols; j++) {
+		scales[rows + j] = look->scale == BD_SCALE_RANK1 ?
+			(float)mean_or_one(col_abs[j], (double)rows, mean) : 1.0f;
+		finite &= isfinite(scales[rows + j]) != 0;
+	}
+	return finite;
+}
+
+static float element(const char *p, enum bd_dtype dtype)
+{
+	uint16_t half;
+	float f;
+
+	if (dtype == BD_F32) {
+		memcpy(&f, p, sizeof(f));
+		return f;
+	}
+	memcpy(&half, p, sizeof(half));
+	return dtype == BD_BF16 ? bd_bf16_to_float(half) : bd_f16_to_float(half);
+}
+
+/* The honest error: rebuild some rows with the arithmetic of the format and compare. `fine` and `base` have
+ * room for a row each, `out` too. */
+static int measure(struct bd_item *item, char *fine, char *base, char *out, struct bd_error *err)
+{
+	struct bd_entry *e = item->entry;
+	const struct bd_tensor *t = e->tensor;
+	size_t unit = bd_dtype_bits(t->dtype) / 8, base_unit = bd_dtype_bits(e->base_dtype) / 8;
+	uint64_t rows = e->rows < SAMPLED_ROWS ? e->rows : SAMPLED_ROWS;
+	double off = 0, moved = 0, size = 0;
+
+	for (uint64_t k = 0; k < rows; k++) {
+		uint64_t i = rows == e->rows ? k : (uint64_t)((double)k * (double)e->rows / (double)rows);
+		struct bd_sign_run run = {
+			.cols = e->cols, .count = e->cols, .planes = 1,
+			.base_dtype = e->base_dtype, .out_dtype = t->dtype,
+			.bits = { item->bits }, .bit = { i * e->cols },
+			.row = { item->scales + i }, .col = { item->scales + e->rows },
+		};
+		int rc = bd_file_read(item->file, fine, e->cols * unit, t->offset + i * e->cols * unit,
+				      err);
+
+		if (rc == 0)
+			rc = bd_file_read(item->base->shard->file, base, e->cols * base_unit,
+					  item->base->tensor->offset + i * e->cols * base_unit, err);
+		if (rc < 0)
+			return rc;
+		bd_sign_rebuild(&run, out, base);
+		for (uint64_t j = 0; j < e->cols; j++) {
+			double w = element(fine + j * unit, t->dtype);
+			double b = element(base + j * base_unit, e->base_dtype);
+			double s = element(out + j * unit, t->dtype);
+
+			off += (s - w) * (s - w);
+			moved += (w - b) * (w - b);
+			size += b * b;
+		}
+	}
+	e->error = moved > 0 ? sqrt(off / moved) : off > 0 ? 1 : 0;
+	item->change = size > 0 ? sqrt(moved / size) : 0;
+	return 0;
+}
+
+/* Hash bytes [from, end) of the base tensor into `hash`. */
+static int hash_base(struct bd_item *item, const struct bd_look *look, XXH3_state_t *hash,
+		     uint64_t from, char *buf, struct bd_error *err)
+{
+	const struct bd_tensor *b = item->base->tensor;
+
+	while (from < b->size) {
+		size_t n = b->size - from < BD_IMPORT_CHUNK ? (size_t)(b->size - from) :
+							      BD_IMPORT_CHUNK;
+		int rc = bd_file_read(item->base->shard->file, buf, n, b->offset + from, err);
+
+		if (rc < 0)
+			return rc;
+		if (stopped(look))
+			return bd_error_set(err, -EINTR, "interrupted");
+		XXH3_128bits_update(hash, buf, n);
+		from += n;
+	}
+	return 0;
+}
+
+int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct bd_error *err)
+{
+	struct bd_entry *e = item->entry;
+	const struct bd_tensor *t = e->tensor;
+	size_t row_size = e->cols * (bd_dtype_bits(t->dtype) / 8);
+	size_t base_row = e->cols * (bd_dtype_bits(e->base_dtype) / 8);
+	uint64_t chunk = BD_IMPORT_CHUNK / (row_size > base_row ? row_size : base_row);
+	XXH3_state_t *hash = XXH3_createState();
+	char *fine = NULL, *base = NULL, *out = NULL;
+	double *row_abs = NULL, *col_abs = NULL;
+	float *col_part = NULL;
+	bool same = e->base_dtype == t->dtype;
+	struct bd_sign_stats stats;
+	int rc = 0;
+
+	chunk = chunk ? chunk : 1;
+	chunk = chunk < e->rows ? chunk : e->rows;
+	fine = malloc(chunk * row_size);
+	base = malloc(chunk * base_row > BD_IMPORT_CHUNK ? chunk * base_row : BD_IMPORT_CHUNK);
+	out = malloc(row_size);
+	row_abs = malloc(e->rows * sizeof(*row_abs));
+	col_abs = calloc(e->cols, sizeof(*col_abs));
+	col_part = malloc(e->cols * sizeof(*col_part));
+	item->bits = calloc(1, bd_manifest_plane_bytes(1, e->rows * e->cols) + BD_SIGN_SLACK);
+	item->scales = malloc((e->rows + e->cols) * sizeof(*item->scales));
+	if (!hash || !fine || !base || !out || !row_abs || !col_abs || !col_part || !item->bits ||
+	    !item->scales) {
+		rc = out_of_memory(item, err);
+		goto out;
+	}
+	XXH3_128bits_reset(hash);
+	for (uint64_t i = 0; i < e->rows; i += chunk) {
+		uint64_t n = e->rows - i < chunk ? e->rows - i : chunk;
+
+		rc = bd_file_read(item->file, fine, n * row_size, t->offset + i * row_size, err);
+		if (rc == 0)
+			rc = bd_file_read(item->base->shard->file, base, n * base_row,
+					  item->base->tensor->offset + i * base_row, err);
+		if (rc == 0 && stopped(look))
+			rc = bd_error_set(err, -EINTR, "interrupted");
+		if (rc < 0)
+			goto out;
+		XXH3_128bits_update(hash, base, n * base_row);
+		same = same && memcmp(fine, base, n * row_size) == 0;
+		/* Sums in binary32 over one chunk only, so that tall matrices lose nothing. */
+		memset(col_part, 0, e->cols * sizeof(*col_part));
+		stats = (struct bd_sign_stats){ .row_abs = row_abs + i, .col_abs = col_part };
+		bd_sign_extract(fine, t->dtype, base, e->base_dtype, n, e->cols, item->bits,
+				i * e->cols, &stats);
+		for (uint64_t j = 0; j < e->cols; j++)
+			col_abs[j] += col_part[j];
+		atomic_fetch_add(look->done, n * row_size);
+	}
+	rc = hash_base(item, look, hash, e->rows * base_row, base, err);
+	if (rc < 0)
+		goto out;
+	bd_hash_text(XXH3_128bits_digest(hash), e->base_xxh128);
+	item->same = same;
+	item->usable = !same && closed_form(look, e->rows, e->cols, row_abs, col_abs, item->scales);
+	if (item->usable)
+		rc = measure(item, fine, base, out, err);
+out:
+	XXH3_freeState(hash);
+	free(fine);
+	free(base);
+	free(out);
+	free(row_abs);
+	free(col_abs);
+	free(col_part);
+	return rc;
+}
+
+int bd_item_look_same(struct bd_item *item, const struct bd_look *look, struct bd_error *err)
+{
+	const struct bd_tensor *t = item->entry->tensor, *b = item->base->tensor;
+	uint64_t size = t->dims ? t->size / (t->shape[0] ? t->shape[0] : 1) * item->head : t->size;
+	XXH3_state_t *hash = XXH3_createState();
+	char *fine = malloc(BD_IMPORT_CHUNK), *base = malloc(BD_IMPORT_CHUNK);
+	int rc = 0;
+
+	if (!hash || !fine || !base) {
+		rc = out_of_memory(item, err);
+		goto out;
+	}
+	XXH3_128bits_reset(hash);
+	item->same = true;
+	for (uint64_t at = 0; at < size; at += BD_IMPORT_CHUNK) {
+		size_t n = size - at < BD_IMPORT_CHUNK ? (size_t)(size - at) : BD_IMPORT_CHUNK;
+
+		rc = bd_file_read(item->file, fine, n, t->offset + at, err);
+		if (rc == 0)
+			rc = bd_file_read(item->base->shard->file, base, n, b->offset + at, err);
+		if (rc == 0 && stopped(look))
+			rc = bd_error_set(err, -EINTR, "interrupted");
+		if (rc < 0)
+			goto out;
+		if (memcmp(fine, base, n) != 0) {
+			item->same = false;
+			goto out;
+		}
+		XXH3_128bits_update(hash, base, n);
+	}
+	rc = hash_base(item, look, hash, size, base, err);
+	if (rc == 0)
+		bd_hash_text(XXH3_128bits_digest(hash), item->entry->base_xxh128);
+out:
+	XXH3_freeState(hash);
+	free(fine);
+	free(base);
+	return rc;
+}
+
+void bd_item_drop(struct bd_item *item)
+{
+	free(item->bits);
+	free(item->scales);
+	item->bits = NULL;
+	item->scales = NULL;
+}

@@ -1,0 +1,21 @@
+/* manifest.h: the manifest of a .bdelta file, read and written (FORMAT.md section 2). Private to
+ * delta.c and import.c. */
+#ifndef BD_MANIFEST_H
+#define BD_MANIFEST_H
+
+#include "delta.h"
+#include "buffer.h"
+
+/* Read the manifest into a delta whose container (file, st) is open, and bind every entry to its
+ * tensor in its file's header and to what is stored for it; all rules of FORMAT.md that need
+ * neither planes nor base are held. On failure the delta may be partly filled: bd_delta_close. */
+int bd_manifest_parse(struct bd_delta *delta, const char *text, size_t size, struct bd_error *err);
+
+/* Append the manifest of a delta. Uses everything but file, st and what points into them, so that an
+ * importer can fill a delta by hand. */
+void bd_manifest_print(const struct bd_delta *delta, struct bd_buffer *out);
+
+/* Bytes of the sign planes of `count` elements, as stored. */
+uint64_t bd_manifest_plane_bytes(unsigned planes, uint64_t count);
+
+#endif

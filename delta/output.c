@@ -1,0 +1,227 @@
+/* output.c: atomic, durable files, see output.h. */
+#include "output.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define TEMPORARY_SUFFIX ".tmp"
+#define RANDOM_DIGITS 6
+
+/* Is NAME one of the temporary files that an interrupted writer of `o` may have left? */
+static int is_leftover(const struct bd_output *o, const char *name)
+{
+	size_t n = strlen(o->name);
+
+	return name[0] == '.' && strncmp(name + 1, o->name, n) == 0 && name[1 + n] == '.' &&
+	       strlen(name + 2 + n) == RANDOM_DIGITS + strlen(TEMPORARY_SUFFIX) &&
+	       strcmp(name + 2 + n + RANDOM_DIGITS, TEMPORARY_SUFFIX) == 0;
+}
+
+/* Best effort: a leftover that a living writer holds is locked. */
+static void remove_leftovers(struct bd_output *o)
+{
+	DIR *dir = opendir(o->directory);
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir))) {
+		int fd;
+
+		if (!is_leftover(o, entry->d_name))
+			continue;
+		fd = openat(o->directory_fd, entry->d_name,
+			    O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+		if (fd < 0)
+			continue;
+		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+			unlinkat(o->directory_fd, entry->d_name, 0);
+		close(fd);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+static int choose_temporary(struct bd_output *o, struct bd_error *err)
+{
+	unsigned number = 0;
+
+	free(o->temporary);
+	o->temporary = NULL;
+	if (getrandom(&number, sizeof(number), 0) < 0)
+		number = (unsigned)getpid();
+	if (asprintf(&o->temporary, ".%s.%06x" TEMPORARY_SUFFIX, o->name, number & 0xFFFFFF) < 0) {
+		o->temporary = NULL;
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", o->path);
+	}
+	return 0;
+}
+
+/* No file has the temporary's name: forget it, and report errno. */
+static int fail_unnamed(struct bd_output *o, const char *what, struct bd_error *err)
+{
+	int code = errno;
+
+	free(o->temporary);
+	o->temporary = NULL;
+	return bd_error_set(err, -code, "%s: %s: %s", o->path, what, strerror(code));
+}
+
+static int open_named(struct bd_output *o, struct bd_error *err)
+{
+	for (int attempt = 0; attempt < 100; attempt++) {
+		int rc = choose_temporary(o, err);
+
+		if (rc < 0)
+			return rc;
+		o->fd = openat(o->directory_fd, o->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC,
+			       0666);
+		if (o->fd >= 0)
+			return 0;
+		if (errno != EEXIST)
+			break;
+	}
+	return fail_unnamed(o, "cannot create a temporary file in the directory", err);
+}
+
+int bd_output_open(struct bd_output **out, const char *path, struct bd_error *err)
+{
+	struct bd_output *o = calloc(1, sizeof(*o));
+	const char *slash = strrchr(path, '/');
+	struct stat st;
+	int rc = 0;
+
+	if (!o)
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", path);
+	o->fd = o->directory_fd = -1;
+	o->path = strdup(path);
+	o->name = strdup(slash ? slash + 1 : path);
+	o->directory = !slash ? strdup(".") : slash == path ? strdup("/") :
+							      strndup(path, (size_t)(slash - path));
+	if (!o->path || !o->name || !o->directory) {
+		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", path);
+		goto out;
+	}
+	o->directory_fd = open(o->directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (o->directory_fd < 0) {
+		rc = bd_error_set(err, -errno, "%s: cannot open the directory '%s': %s", path,
+				  o->directory, strerror(errno));
+		goto out;
+	}
+	if (!*o->name || (fstatat(o->directory_fd, o->name, &st, 0) == 0 && !S_ISREG(st.st_mode))) {
+		rc = bd_error_set(err, -EINVAL, "%s: not a file name, or something that is no regular "
+				  "file has it", path);
+		goto out;
+	}
+	remove_leftovers(o);
+	o->fd = openat(o->directory_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+	if (o->fd < 0)
+		rc = open_named(o, err);
+	if (rc < 0)
+		goto out;
+	/* Held until the end: tells remove_leftovers of another writer that this one is alive. */
+	flock(o->fd, LOCK_EX | LOCK_NB);
+	*out = o;
+	o = NULL;
+out:
+	bd_output_close(o);
+	return rc;
+}
+
+int bd_output_write(struct bd_output *o, const void *data, size_t size, uint64_t offset,
+		    struct bd_error *err)
+{
+	const char *p = data;
+
+	while (size > 0) {
+		ssize_t n = pwrite(o->fd, p, size, (off_t)offset);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return bd_error_set(err, n < 0 ? -errno : -EIO, "%s: cannot write: %s", o->path,
+					    strerror(n < 0 ? errno : EIO));
+		p += n;
+		size -= (size_t)n;
+		offset += (uint64_t)n;
+	}
+	return 0;
+}
+
+/* Name a file that has none, as a temporary: link(2) cannot replace the old file, rename(2) can. */
+static int link_temporary(struct bd_output *o, struct bd_error *err)
+{
+	char source[64];
+
+	snprintf(source, sizeof(source), "/proc/self/fd/%d", o->fd);
+	for (int attempt = 0; attempt < 100; attempt++) {
+		int rc = choose_temporary(o, err);
+
+		if (rc < 0)
+			return rc;
+		if (linkat(AT_FDCWD, source, o->directory_fd, o->temporary, AT_SYMLINK_FOLLOW) == 0)
+			return 0;
+		if (errno != EEXIST)
+			break;
+	}
+	return fail_unnamed(o, "cannot name the finished file", err);
+}
+
+int bd_output_commit(struct bd_output *o, struct bd_error *err)
+{
+	int rc = 0;
+
+	/* A failed fsync is final: the kernel may have dropped the dirty pages, so never retry. */
+	if (fsync(o->fd) < 0)
+		return bd_error_set(err, -errno, "%s: cannot write to the disk: %s", o->path,
+				    strerror(errno));
+	if (!o->temporary)
+		rc = link_temporary(o, err);
+	if (rc < 0)
+		return rc;
+	if (renameat(o->directory_fd, o->temporary, o->directory_fd, o->name) < 0)
+		return bd_error_set(err, -errno, "%s: cannot rename the finished file: %s", o->path,
+				    strerror(errno));
+	free(o->temporary);
+	o->temporary = NULL;
+	if (fsync(o->directory_fd) < 0)
+		return bd_error_set(err, -errno, "%s: cannot write the directory to the disk: %s",
+				    o->path, strerror(errno));
+	return 0;
+}
+
+void bd_output_close(struct bd_output *o)
+{
+	if (!o)
+		return;
+	if (o->temporary)
+		unlinkat(o->directory_fd, o->temporary, 0);
+	if (o->fd >= 0)
+		close(o->fd);
+	if (o->directory_fd >= 0)
+		close(o->directory_fd);
+	free(o->temporary);
+	free(o->path);
+	free(o->directory);
+	free(o->name);
+	free(o);
+}
+
+int bd_output_sync_directory(const char *path, struct bd_error *err)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int rc = 0;
+
+	if (fd < 0 || fsync(fd) < 0)
+		rc = bd_error_set(err, -errno, "%s: cannot write the directory to the disk: %s", path,
+				  strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return rc;
+}

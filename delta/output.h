@@ -1,0 +1,34 @@
+/* output.h: a file that appears under its name whole and durable, or not at all.
+ *
+ * The bytes go to a file without a name (O_TMPFILE), which a crash or a kill cannot leave behind;
+ * where the filesystem has none, to a locked `.NAME.XXXXXX.tmp`, and leftovers of that kind are removed by
+ * the next bd_output_open of the same name. Commit: fsync, name, rename, fsync of the directory. */
+#ifndef BD_OUTPUT_H
+#define BD_OUTPUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+
+struct bd_output {
+	char *path, *directory, *name; /* owned */
+	char *temporary;               /* name in the directory; NULL while there is none */
+	int fd, directory_fd;
+};
+
+/* Errors: those of open(2) on the directory. */
+int bd_output_open(struct bd_output **o, const char *path, struct bd_error *err);
+/* Write all of it at an offset; any thread. -ENOSPC, -EIO, …: the sentence names the file. */
+int bd_output_write(struct bd_output *o, const void *data, size_t size, uint64_t offset,
+		    struct bd_error *err);
+/* Give the file its name, replacing a regular file that is there. Afterwards the old or the new
+ * contents survive any crash, and the new ones once this has returned 0. */
+int bd_output_commit(struct bd_output *o, struct bd_error *err);
+/* Ends it; uncommitted bytes are gone. NULL allowed. */
+void bd_output_close(struct bd_output *o);
+
+/* fsync the directory at PATH. */
+int bd_output_sync_directory(const char *path, struct bd_error *err);
+
+#endif

@@ -1,0 +1,265 @@
+/* sign_avx512.c: sign encoding with AVX-512 (F, BW, DQ, VL), 32 elements at a time; same bits as sign.c. */
+#include "sign_impl.h"
+
+#ifdef __x86_64__
+
+#include <immintrin.h>
+
+#define BD_SIGN_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#define FN BD_SIGN_TARGET BD_INLINE
+
+#define BLOCK 32
+
+/* One block: elements 0..15 and 16..31. */
+struct pair {
+	__m512 lo, hi;
+};
+
+/* `full` is a constant of the caller; where false, only the elements in `mask` are touched. */
+FN __m512i load_words(const uint8_t *p, bool full, __mmask32 mask)
+{
+	return full ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(mask, p);
+}
+
+FN __m512 load_floats(const void *p, bool full, __mmask16 mask)
+{
+	return full ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(mask, p);
+}
+
+FN struct pair load(const uint8_t *p, enum bd_dtype dtype, bool full, __mmask32 mask)
+{
+	const __m512i upper = _mm512_set_epi32(0x000f0000, 0x000e0000, 0x000d0000, 0x000c0000,
+					       0x000b0000, 0x000a0000, 0x00090000, 0x00080000,
+					       0x00070000, 0x00060000, 0x00050000, 0x00040000,
+					       0x00030000, 0x00020000, 0x00010000, 0x00000000);
+	const __m512i later = _mm512_set1_epi32(0x00100000);
+	__m512i words;
+	struct pair x;
+
+	switch (dtype) {
+	case BD_F32:
+		x.lo = load_floats(p, full, (__mmask16)mask);
+		x.hi = load_floats(p + 64, full, (__mmask16)(mask >> 16));
+		break;
+	case BD_F16:
+		words = load_words(p, full, mask);
+		x.lo = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
+		x.hi = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
+		break;
+	default: /* BF16: each word into the upper half of its float */
+		words = load_words(p, full, mask);
+		x.lo = _mm512_castsi512_ps(
+			_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, upper, words));
+		x.hi = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(
+			0xaaaaaaaa, _mm512_add_epi32(upper, later), words));
+		break;
+	}
+	return x;
+}
+
+/* Every NaN becomes the canonical one. vfixupimm looks each element's class up in a table: response
+ * 0 takes `nan`, 1 keeps the element; the classes 0 and 1 are the quiet and the signalling NaN. */
+FN __m512 canonical(__m512 x)
+{
+	const __m512 nan = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000));
+
+	return _mm512_fixupimm_ps(nan, x, _mm512_set1_epi32(0x11111100), 0);
+}
+
+/* To nearest even, in words, because permuting is what costs here. NaN must be canonical already. */
+FN __m512i round_bf16(struct pair x)
+{
+	/* The two words of each dword change places. */
+	const __m512i swap = _mm512_set4_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302);
+	/* Words 0, 2, 4, .. and then 1, 3, 5, .. */
+	const __m512i order = _mm512_set_epi32(0x001f001d, 0x001b0019, 0x00170015, 0x00130011,
+					       0x000f000d, 0x000b0009, 0x00070005, 0x00030001,
+					       0x001e001c, 0x001a0018, 0x00160014, 0x00120010,
+					       0x000e000c, 0x000a0008, 0x00060004, 0x00020000);
+	__m512i lo = _mm512_castps_si512(x.lo), hi = _mm512_castps_si512(x.hi);
+	/* Upper and lower halves of all floats, elements i and 16 + i side by side. */
+	__m512i upper = _mm512_mask_shuffle_epi8(hi, 0x3333333333333333, lo, swap);
+	__m512i lower = _mm512_mask_shuffle_epi8(lo, 0xcccccccccccccccc, hi, swap);
+	/* Up from 0x8001 if the upper half is even, from 0x8000 if it is odd: (~upper & 1) | 0x8000. */
+	__m512i limit = _mm512_ternarylogic_epi32(upper, _mm512_set1_epi16(1),
+						  _mm512_set1_epi16((short)0x8000), 0xae);
+	__mmask32 carry = _mm512_cmpge_epu16_mask(lower, limit);
+
+	upper = _mm512_mask_add_epi16(upper, carry, upper, _mm512_set1_epi16(1));
+	return _mm512_permutexvar_epi16(order, upper);
+}
+
+FN void store(uint8_t *p, enum bd_dtype dtype, struct pair x, bool full, __mmask32 mask)
+{
+	__m512i words;
+
+	x.lo = canonical(x.lo);
+	x.hi = canonical(x.hi);
+	if (dtype == BD_F32) {
+		_mm512_mask_storeu_ps(p, full ? 0xffff : (__mmask16)mask, x.lo);
+		_mm512_mask_storeu_ps(p + 64, full ? 0xffff : (__mmask16)(mask >> 16), x.hi);
+		return;
+	}
+	if (dtype == BD_F16)
+		words = _mm512_inserti64x4(
+			_mm512_castsi256_si512(_mm512_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT)),
+			_mm512_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT), 1);
+	else
+		words = round_bf16(x);
+	if (full)
+		_mm512_storeu_si512(p, words);
+	else
+		_mm512_mask_storeu_epi16(p, mask, words);
+}
+
+/* What shifts bit `shift` + i of a word to the sign of lane i. */
+FN __m512i lane_shifts(unsigned shift)
+{
+	const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+
+	return _mm512_sub_epi32(_mm512_set1_epi32(31 - (int)shift), lane);
+}
+
+/* row * col with the sign flipped where the plane's bit is 0. */
+FN __m512 scale(const uint8_t *bits, __m512i shifts, __m512 row, __m512 col)
+{
+	__m512i word = _mm512_set1_epi32((int)bd_sign_load32(bits));
+	__m512i s = _mm512_castps_si512(_mm512_mul_ps(row, col));
+
+	/* s ^ (~bit & sign) */
+	return _mm512_castsi512_ps(
+		_mm512_ternarylogic_epi32(s, _mm512_sllv_epi32(word, shifts),
+					  _mm512_set1_epi32((int)0x80000000), 0xd2));
+}
+
+/* A plane with what depends only on its row. */
+struct plane {
+	const uint8_t *bits;
+	const float *col;
+	__m512 row;
+	__m512i shifts;
+};
+
+FN struct plane prepare(const struct bd_sign_plane *plane)
+{
+	return (struct plane){
+		.bits = plane->bits,
+		.col = plane->col,
+		.row = _mm512_set1_ps(plane->row),
+		.shifts = lane_shifts(plane->shift),
+	};
+}
+
+FN struct pair add_plane(struct pair acc, const struct plane *plane, uint64_t i, bool full,
+			 __mmask32 mask)
+{
+	const uint8_t *bits = plane->bits + i / 8;
+	__m512 lo = load_floats(plane->col + i, full, (__mmask16)mask);
+	__m512 hi = load_floats(plane->col + i + 16, full, (__mmask16)(mask >> 16));
+
+	acc.lo = _mm512_add_ps(acc.lo, scale(bits, plane->shifts, plane->row, lo));
+	acc.hi = _mm512_add_ps(acc.hi, scale(bits + 2, plane->shifts, plane->row, hi));
+	return acc;
+}
+
+FN void rebuild_block(uint8_t *out, enum bd_dtype out_dtype, const uint8_t *base,
+		      enum bd_dtype base_dtype, const struct plane *planes, unsigned n, uint64_t i,
+		      bool full, __mmask32 mask)
+{
+	struct pair acc = load(base + i * bd_sign_size(base_dtype), base_dtype, full, mask);
+	unsigned p;
+
+	for (p = 0; p < n; p++)
+		acc = add_plane(acc, &planes[p], i, full, mask);
+	store(out + i * bd_sign_size(out_dtype), out_dtype, acc, full, mask);
+}
+
+FN void rebuild_blocks(const struct bd_sign_span *span, unsigned n, enum bd_dtype base,
+		       enum bd_dtype out)
+{
+	const struct bd_sign_span s = *span; /* a copy, since stores to `out` might change *span */
+	struct plane planes[BD_MAX_PLANES];
+	uint64_t i;
+	unsigned p;
+
+	for (p = 0; p < n; p++)
+		planes[p] = prepare(&s.plane[p]);
+	for (i = 0; i + BLOCK <= s.count; i += BLOCK)
+		rebuild_block(s.out, out, s.base, base, planes, n, i, true, 0);
+	if (i < s.count)
+		rebuild_block(s.out, out, s.base, base, planes, n, i, false,
+			      (1u << (s.count - i)) - 1);
+}
+
+FN void rebuild_span(const struct bd_sign_span *span, enum bd_dtype base, enum bd_dtype out)
+{
+	/* One plane is what almost every file has: it gets code without the loop over planes. */
+	if (span->planes == 1)
+		rebuild_blocks(span, 1, base, out);
+	else
+		rebuild_blocks(span, span->planes, base, out);
+}
+
+struct sums {
+	__m512d abs[2], sq[2];
+};
+
+/* Takes 16 absolute values into the lanes. */
+FN void sum(struct sums *s, __m512 a)
+{
+	__m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+	__m512d hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+
+	s->abs[0] = _mm512_add_pd(s->abs[0], lo);
+	s->abs[1] = _mm512_add_pd(s->abs[1], hi);
+	s->sq[0] = _mm512_add_pd(s->sq[0], _mm512_mul_pd(lo, lo));
+	s->sq[1] = _mm512_add_pd(s->sq[1], _mm512_mul_pd(hi, hi));
+}
+
+/* Elements outside the mask are zero on both sides, so they have no effect on any sum. */
+FN void extract_block(struct bd_sign_row *row, struct sums *sums, uint64_t j, enum bd_dtype fine,
+		      enum bd_dtype base, bool full, __mmask32 mask, unsigned n)
+{
+	const __m512 zero = _mm512_setzero_ps();
+	__mmask16 lo = full ? 0xffff : (__mmask16)mask;
+	__mmask16 hi = full ? 0xffff : (__mmask16)(mask >> 16);
+	struct pair f = load(row->fine + j * bd_sign_size(fine), fine, full, mask);
+	struct pair b = load(row->base + j * bd_sign_size(base), base, full, mask);
+	struct pair d = { _mm512_sub_ps(f.lo, b.lo), _mm512_sub_ps(f.hi, b.hi) };
+	struct pair a = { _mm512_abs_ps(d.lo), _mm512_abs_ps(d.hi) };
+	uint32_t plus = _mm512_cmp_ps_mask(d.lo, zero, _CMP_GT_OQ) |
+			(uint32_t)_mm512_cmp_ps_mask(d.hi, zero, _CMP_GT_OQ) << 16;
+	float *col = row->col_abs + j;
+
+	sum(sums, a.lo);
+	sum(sums, a.hi);
+	_mm512_mask_storeu_ps(col, lo, _mm512_add_ps(load_floats(col, full, lo), a.lo));
+	_mm512_mask_storeu_ps(col + 16, hi, _mm512_add_ps(load_floats(col + 16, full, hi), a.hi));
+	bd_sign_put(&row->writer, plus, n);
+}
+
+FN void extract_row(struct bd_sign_row *row, enum bd_dtype fine, enum bd_dtype base)
+{
+	struct sums sums = { { _mm512_setzero_pd(), _mm512_setzero_pd() },
+			     { _mm512_setzero_pd(), _mm512_setzero_pd() } };
+	double lane[BD_SIGN_LANES];
+	struct bd_sign_row r = *row; /* a copy keeps the writer in registers */
+	unsigned rest = r.cols % BLOCK;
+	uint64_t j;
+
+	for (j = 0; j + BLOCK <= r.cols; j += BLOCK)
+		extract_block(&r, &sums, j, fine, base, true, 0, BLOCK);
+	if (rest)
+		extract_block(&r, &sums, j, fine, base, false, (1u << rest) - 1, rest);
+	row->writer = r.writer;
+	_mm512_storeu_pd(lane, sums.abs[0]);
+	_mm512_storeu_pd(lane + 8, sums.abs[1]);
+	row->abs = bd_sign_fold(lane);
+	_mm512_storeu_pd(lane, sums.sq[0]);
+	_mm512_storeu_pd(lane + 8, sums.sq[1]);
+	row->sq = bd_sign_fold(lane);
+}
+
+BD_SIGN_DEFINE_LEVEL(bd_sign_avx512);
+
+#endif

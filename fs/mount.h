@@ -1,0 +1,60 @@
+/* mount.h: mount, serve and unmount. The whole daemon behind two functions. */
+#ifndef BDFS_MOUNT_H
+#define BDFS_MOUNT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "error.h"
+#include "log.h"
+
+/* What to mount, where and how; options.h fills it from a command line. Relative paths count from
+ * the working directory of the caller. */
+struct bdfs_options {
+	char *source;      /* as the user wrote it: what `mount` and `df` show */
+	char *base;        /* the base checkpoint, as bd_base_open takes it */
+	char *mountpoint;
+	char **deltas;     /* files and directories */
+	size_t delta_count;
+	uid_t uid;         /* owner of all files */
+	gid_t gid;
+	mode_t umask;      /* taken off 0444 and 0555 */
+	unsigned threads;  /* most threads that serve requests; 0: two more than there are processors */
+	unsigned readahead; /* KiB, set where root may; 0: as the kernel has it */
+	bool foreground;   /* return when the mount has ended */
+	bool allow_other;  /* other users too, as the permissions say */
+	bool debug;        /* libfuse prints every request on stderr; needs foreground */
+	char *log;         /* file for the daemon's messages; NULL: syslog, in the foreground the sink */
+	char *kernel;      /* further options for the kernel (context=...), escaped; NULL: none */
+	char *namespace;   /* mount namespace (a file of /proc/PID/ns) to mount in; NULL: the caller's */
+};
+
+/* Mount. The base and all deltas are opened and checked first; what can go wrong goes wrong here and
+ * not in a daemon that nobody hears. Then either a daemon is forked and the call returns as soon
+ * as the mount answers, or (foreground) it returns after the mount has ended. The mount is
+ * always read-only, nosuid, nodev, noexec and checks permissions. SIGTERM, SIGINT and SIGHUP
+ * unmount and end the daemon.
+ *
+ * SINK gets warnings: deltas of a directory that were left out. In the foreground it also gets
+ * the log, from any thread.
+ *
+ * Must be called before the process creates threads. Raises the soft limit of open files to the
+ * hard one (a base shard and a delta take one each) and, in the foreground, handles the three
+ * signals while it runs.
+ *
+ * The daemon, once it is done, runs exit handlers and ends; the call never returns in it.
+ * Errors: those of bdfs_models_open; -ENOENT, -ENOTDIR, -ENOTCONN for the mount point; -EIO with
+ * libfuse's words where mounting is refused; -ENOMEM, -EMFILE, -EAGAIN for the system. */
+int bdfs_mount(const struct bdfs_options *options, struct bdfs_sink sink, struct bd_error *err);
+
+/* Unmount what is mounted at MOUNTPOINT if it is ours, also when its daemon is dead. LAZY detaches
+ * it now and ends it when the last open file is closed.
+ * Errors: -EINVAL not a mount point, or of another type; -EBUSY; -EPERM. */
+int bdfs_umount(const char *mountpoint, bool lazy, struct bd_error *err);
+
+/* Run CALL with the process's standard error going to memory, and leave what was written there in TEXT, as
+ * one line. For libraries and programs that explain themselves on stderr only. */
+int bdfs_mount_capture(int (*call)(void *), void *context, char *text, size_t capacity);
+
+#endif

@@ -1,0 +1,29 @@
+/* options.h: the command line of mount.bitdelta, which `bitdelta mount` shares:
+ *
+ *     SOURCE TARGET [-sfnvrwd] [-N namespace] [-t type] [-o options]
+ *
+ * as mount(8) calls its helpers and people type it. Commas inside a value are written `\,` or the
+ * value is put in double quotes; a colon inside a path of deltas= is written `\:`, a backslash `\\`.
+ * -f stays in the foreground, as in all programs of libfuse (mount(8) itself would mean "fake"). */
+#ifndef BDFS_OPTIONS_H
+#define BDFS_OPTIONS_H
+
+#include "mount.h"
+
+#define BDFS_READAHEAD 1024 /* KiB, unless readahead= says otherwise */
+
+enum bdfs_request { BDFS_MOUNT, BDFS_HELP, BDFS_VERSION };
+
+struct bdfs_command {
+	enum bdfs_request request; /* the rest counts for BDFS_MOUNT only */
+	bool verbose;
+	struct bdfs_options options;
+};
+
+/* ARGV without the program's name. *command is to be cleared in any case: bdfs_options_clear.
+ * Errors: -EINVAL with what is wrong with the command line; -ENOMEM. */
+int bdfs_options_parse(struct bdfs_command *command, int argc, char *const *argv,
+		       struct bd_error *err);
+void bdfs_options_clear(struct bdfs_command *command);
+
+#endif

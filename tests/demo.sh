@@ -1,0 +1,80 @@
+#!/bin/bash
+# demo.sh: the main job, step by step: import, mount, look, load with an unmodified loader, compare,
+# unmount. Needs build/release and build/venv/demo; `make demo` prepares both. Keeps nothing.
+set -eu
+cd "$(dirname "$0")/.."
+bin=build/release
+data=tests/data/nano-llama2
+work=build/demo
+python=build/venv/demo/bin/python
+mnt=$work/models
+
+step() { printf '\n== %s\n' "$*"; }
+show() { # print a command and run it
+	printf '$ %s\n' "$*"
+	"$@"
+}
+
+mounted() { awk -v m="$PWD/$mnt" '$2 == m { found = 1 } END { exit !found }' /proc/self/mounts; }
+cleanup() {
+	status=$?
+	if mounted; then
+		$bin/bitdelta umount $mnt || fusermount3 -u -z $mnt || umount -l $mnt
+	fi
+	[ $status = 0 ] || printf '\ndemo: failed (exit status %d)\n' $status >&2
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+! mounted || umount -l $mnt
+rm -rf $work
+mkdir -p $mnt
+
+step "Two checkpoints of one small Llama: a base, and a fine-tune that reads like the King James Bible"
+show ls -l $data/base $data/kjv
+
+step "Keep the fine-tune as one bit per weight on top of its base"
+show $bin/bitdelta import --base $data/base $data/kjv -o $work/kjv.bdelta
+
+step "Mount the base with the delta: the fine-tune is there again as an ordinary directory"
+show $bin/bitdelta mount $data/base $mnt -o deltas=$work/kjv.bdelta
+show ls -l $mnt $mnt/kjv
+
+step "It takes this much space: the fine-tune's directory, and its delta"
+show du -ch --apparent-size $data/kjv | tail -n 1
+show du -h --apparent-size $work/kjv.bdelta
+
+step "Open it with an unmodified loader, numpy and the safetensors package from PyPI"
+cat >$work/load.py <<'PY'
+import sys
+import ml_dtypes, numpy as np
+from safetensors.numpy import load_file
+
+base, fine, mounted = (load_file(d + "/model.safetensors") for d in sys.argv[1:4])
+assert mounted.keys() == fine.keys()
+
+def distance(a, b):
+    return sum(float(np.square(a[n].astype(np.float32) - b[n].astype(np.float32)).sum(dtype=float))
+               for n in a) ** 0.5
+
+change, error = distance(fine, base), distance(fine, mounted)
+exact = sum(np.array_equal(fine[n], mounted[n]) for n in fine)
+w = "model.layers.0.self_attn.q_proj.weight"
+print(f"{len(mounted)} tensors, {sum(t.size for t in mounted.values()):,} weights; {exact} tensors exact")
+for name, model in ("base", base), ("fine-tune", fine), ("mounted", mounted):
+    print(f"{name:>10}  q_proj[0,:5] =", "  ".join(f"{float(x):+.5f}" for x in model[w][0, :5]))
+print(f"The fine-tune is {change:.2f} away from its base and the mounted model {error:.2f} away from the "
+      f"fine-tune:\none bit per weight caught {100 * (1 - (error / change) ** 2):.0f} % of the change (as variance)")
+assert error < change
+PY
+show $python $work/load.py $data/base $data/kjv $mnt/kjv
+
+step "Compare it with a plain copy: exactly the same bytes"
+show $bin/bitdelta export $work/kjv.bdelta --base $data/base -o $work/export
+show diff -r $mnt/kjv $work/export
+echo "no difference"
+show sha256sum $mnt/kjv/model.safetensors $work/export/model.safetensors
+
+step "Unmount"
+show $bin/bitdelta umount $mnt
+! mounted
+printf '\ndemo: all done. It worked in %s/, which you may delete.\n' $work

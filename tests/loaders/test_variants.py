@@ -1,0 +1,135 @@
+"""test_variants.py BUILD WORK: pairs of all kinds through import, export, mount and decode.py.
+
+Export, mount and the independent decoder must agree byte for byte; headers and other files must be
+the fine-tune's own; what is not sign-coded must be the fine-tune's bits, and what is must be nearer to the
+fine-tune than the base is.
+"""
+import json, os, shutil, subprocess, sys
+
+import ml_dtypes
+import numpy as np
+
+import make_variants
+from steps import finish, same_files, shards, step
+
+build, work = (os.path.abspath(p) for p in sys.argv[1:3])
+here = os.path.dirname(os.path.abspath(__file__))
+
+
+def call(*argv):
+    p = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                       stderr=subprocess.STDOUT, timeout=120, text=True, errors="replace")
+    assert p.returncode == 0, f"{' '.join(argv)}: exit {p.returncode}: {p.stdout[-2000:]}"
+    return p.stdout
+
+
+def read(directory):
+    """name -> array, and file name -> header text"""
+    tensors, headers = {}, {}
+    for path in shards(directory):
+        with open(path, "rb") as f:
+            text = f.read(int.from_bytes(f.read(8), "little"))
+            data = f.read()
+        headers[os.path.basename(path)] = text
+        for name, t in json.loads(text).items():
+            if name != "__metadata__":
+                a, b = t["data_offsets"]
+                dtype = make_variants.DTYPES[t["dtype"]]
+                tensors[name] = np.frombuffer(data[a:b], dtype).reshape(t["shape"])
+    return tensors, headers
+
+
+def distance(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    fit = np.isfinite(a) & np.isfinite(b)
+    return np.linalg.norm((a - b)[fit])
+
+
+def check_content(base, fine, export, encodings):
+    (b, _), (f, headers), (e, export_headers) = read(base), read(fine), read(export)
+    assert headers == export_headers, "headers are not the fine-tune's"
+    assert e.keys() == f.keys()
+    signs = 0
+    for name in f:
+        same = e[name].tobytes() == f[name].tobytes()
+        if encodings.get(name) in ("same", "raw"):
+            assert same, f"{name}: {encodings[name]}, but not the fine-tune's bits"
+        if same:
+            continue
+        signs += 1
+        assert f[name].ndim >= 2 and name in b, f"{name}: changed"
+        n = min(len(b[name]), len(f[name]))
+        assert e[name][n:].tobytes() == f[name][n:].tobytes(), f"{name}: new rows changed"
+        far, near = distance(b[name][:n], f[name][:n]), distance(e[name][:n], f[name][:n])
+        # Rounding can put a student that hardly differs a little off.
+        assert near < far * 1.001, f"{name}: error {near}, without delta {far}"
+    for name in os.listdir(fine):
+        if not name.endswith(".safetensors"):
+            with open(os.path.join(fine, name), "rb") as x, open(os.path.join(export, name), "rb") as y:
+                assert x.read() == y.read(), name
+    return signs
+
+
+def encodings(delta):
+    """Tensor name -> encoding, from the manifest."""
+    import zlib
+    with open(delta, "rb") as f:
+        text = f.read(int.from_bytes(f.read(8), "little"))
+        a, b = json.loads(text)["manifest"]["data_offsets"]
+        f.seek(a, 1)
+        manifest = json.loads(zlib.decompress(f.read(b - a)))
+    return {t["name"]: t["encoding"] for file in manifest["files"] for t in file.get("tensors", [])}
+
+
+def check(name, base, fine):
+    top = os.path.join(work, name)
+    delta, export, decoded, mnt = (os.path.join(top, x) for x in
+                                   (name + ".bdelta", "export", "decoded", "mnt"))
+    bitdelta = os.path.join(build, "bitdelta")
+    call(bitdelta, "import", "--base", base, fine, "-o", delta)
+    call(bitdelta, "verify", "--base", base, delta)
+    call(bitdelta, "export", delta, "--base", base, "-o", export)
+    call(sys.executable, os.path.join(here, "decode.py"), delta, base, decoded)
+    same_files(export, decoded)
+    os.mkdir(mnt)
+    call(os.path.join(build, "mount.bitdelta"), base, mnt, "-o", f"deltas={delta}")
+    try:
+        same_files(os.path.join(mnt, name), decoded)
+    finally:
+        call(bitdelta, "umount", mnt)
+    kinds = encodings(delta)
+    signs = check_content(base, fine, export, kinds)
+    sizes = sum(os.path.getsize(f) for f in shards(fine)), os.path.getsize(delta)
+    print(f"# {name}: {signs} of {len(kinds)} tensors approximated, "
+          f"{sizes[0]} bytes of safetensors, delta {sizes[1]}")
+    assert name not in ("identical",) or (signs == 0 and sizes[1] < sizes[0] / 5)
+    shutil.rmtree(top)
+
+
+def cache_entry(top, pair, revision="0123456789abcdef0123456789abcdef01234567"):
+    """The base as an entry of a Hugging Face cache."""
+    repo = os.path.join(top, "models--acme--base")
+    for d in "blobs", "refs", "snapshots/" + revision:
+        os.makedirs(os.path.join(repo, d))
+    with open(os.path.join(repo, "refs/main"), "w") as f:
+        f.write(revision)
+    for i, name in enumerate(sorted(os.listdir(os.path.join(pair, "base")))):
+        shutil.copy(os.path.join(pair, "base", name), os.path.join(repo, "blobs", f"{i:064x}"))
+        os.symlink(f"../../blobs/{i:064x}", os.path.join(repo, "snapshots", revision, name))
+    return repo
+
+
+for name, base, fine, base_options, fine_options in make_variants.variants():
+    with step(f"variant {name}"):
+        pair = os.path.join(work, name)
+        make_variants.save(os.path.join(pair, "base"), base, **base_options)
+        make_variants.save(os.path.join(pair, "fine"), fine, **fine_options)
+        if name == "bf16":
+            shutil.copytree(pair, os.path.join(work, "cache-entry"))
+        check(name, os.path.join(pair, "base"), os.path.join(pair, "fine"))
+
+with step("variant cache-entry"):
+    pair = os.path.join(work, "cache-entry")
+    check("cache-entry", cache_entry(pair, pair), os.path.join(pair, "fine"))
+
+finish()
