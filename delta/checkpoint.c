@@ -163,6 +163,19 @@ static int explain_no_weights(const struct load *l)
 	return bd_error_set(l->err, -EINVAL, "%s: holds neither " SINGLE " nor " INDEX, path);
 }
 
+/* Say why a file that must be there cannot be opened (-ENOENT). */
+static int explain_absent(const struct load *l, const char *path)
+{
+	char target[PATH_MAX];
+	ssize_t n = readlink(path, target, sizeof(target));
+
+	if (n >= 0)
+		return bd_error_set(l->err, -EINVAL, "%s: is a link to %.*s, which is not there; "
+				    "download the model again", path, (int)n, target);
+	return bd_error_set(l->err, -EINVAL, "%s: is missing, although " INDEX " lists it; the "
+			    "download is not complete", path);
+}
+
 /* The number of a shard that the index names, adding it where it is new. */
 static int index_shard(struct load *l, struct bd_json *j, const char *name, size_t length,
 		       uint32_t *number)
@@ -239,6 +252,8 @@ static int read_index(struct load *l)
 		goto out;
 	}
 	rc = bd_file_slurp(path, INDEX_MAX, &text, &size, l->err);
+	if (rc == -ENOENT)
+		rc = explain_absent(l, path);
 	if (rc == 0)
 		/* Also refuses keys that occur twice, at any level. */
 		rc = bd_json_check(text, size, path, l->err);
@@ -276,24 +291,16 @@ out:
 
 static int open_shard(struct load *l, struct bd_shard *shard)
 {
-	char *path, target[PATH_MAX];
-	ssize_t n;
+	char *path;
 	int rc;
 
 	if (asprintf(&path, "%s/%s", l->c->path, shard->name) < 0)
 		return no_memory(l);
 	rc = bd_file_open(&shard->file, path, l->err);
-	if (rc == 0) {
+	if (rc == -ENOENT)
+		rc = explain_absent(l, path);
+	else if (rc == 0)
 		rc = bd_safetensors_read(&shard->st, shard->file, l->err);
-	} else if (rc == -ENOENT) {
-		n = readlink(path, target, sizeof(target) - 1);
-		if (n >= 0)
-			rc = bd_error_set(l->err, -EINVAL, "%s: is a link to %.*s, which is not there; "
-					  "download the model again", path, (int)n, target);
-		else
-			rc = bd_error_set(l->err, -EINVAL, "%s: is missing, although " INDEX " lists it; "
-					  "the download is not complete", path);
-	}
 	free(path);
 	return rc;
 }

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <zlib.h>
 
 #include "buffer.h"
@@ -28,6 +29,7 @@
 
 #define MAX_CONFIG ((size_t)16 << 20)
 #define MAX_SIDECAR ((size_t)256 << 20)
+#define MANIFEST_BOUND 65536 /* of its own, without headers and what grows with them */
 /* Above this, base and fine-tune are not relatives and one bit will not do. */
 #define UNRELATED 0.5
 
@@ -304,6 +306,11 @@ static int plan(struct import *im, struct bd_error *err)
 	return 0;
 }
 
+static bool is_resized(const struct bd_item *item)
+{
+	return item->base && !bd_tensor_same_shape(item->entry->tensor, item->base->tensor);
+}
+
 /* ---- The container ---- */
 
 static unsigned digits(uint64_t n)
@@ -328,29 +335,49 @@ static size_t name_bound(const char *name)
 	return size;
 }
 
-/* An upper bound of the header that print_header will make. */
+/* A bound of one tensor's part of the header: `,"NAME":{"dtype":"...","shape":[...],"data_offsets":[a,b]}`. */
+static size_t entry_bound(size_t name, const char *dtype, size_t shape, unsigned offset)
+{
+	return 43 + name + strlen(dtype) + shape + 2 * offset;
+}
+
+/* An upper bound of the header that write_header will make. */
 static void reserve_header(struct import *im)
 {
-	uint64_t data = im->fine->tensor_bytes, bound;
+	uint64_t data = im->fine->tensor_bytes + MANIFEST_BOUND, extra;
 	unsigned offset;
+	struct stat st;
 
+	/* Whatever is stored is no longer than this: for each file its zlib stream, for all tensors together raw. */
+	for (size_t i = 0; i < im->delta->file_count; i++) {
+		const struct bd_delta_file *f = &im->delta->files[i];
+		char *path;
+
+		data += f->st ? 8 * f->st->header_size : 0;
+		if (f->st || asprintf(&path, "%s/%s", im->fine->path, f->name) < 0)
+			continue;
+		data += stat(path, &st) == 0 ? compressBound((uLong)st.st_size) : 0;
+		free(path);
+	}
+	offset = digits(data);
+	im->reserved = 8 + 140 + offset + entry_bound(8, "U8", offset, offset) +
+		       entry_bound(6, "F32", offset, offset);
 	for (size_t i = 0; i < im->delta->file_count; i++)
-		data += MAX_SIDECAR;
-	offset = digits(2 * data + MAX_CONFIG);
-	/* `"":{"dtype":"","shape":[],"data_offsets":[,]},` and the longest dtype name */
-	bound = 47 + 12 + 2 * offset;
-	im->reserved = 8 + 256 + 2 * (bound + 16 + offset);
-	for (size_t i = 0; i < im->delta->file_count; i++)
-		im->reserved += bound + name_bound(im->delta->files[i].name) + offset + 5;
+		if (!im->delta->files[i].st)
+			im->reserved += entry_bound(name_bound(im->delta->files[i].name) + 5, "U8", offset,
+						    offset);
 	for (size_t i = 0; i < im->item_count; i++) {
 		const struct bd_item *item = &im->items[i];
 		const struct bd_tensor *t = item->entry->tensor;
-		bool tail = item->base && !bd_tensor_same_shape(t, item->base->tensor);
+		size_t name = name_bound(t->name) + 5;
 		char shape[200];
-		size_t raw = strlen(bd_tensor_shape_text(t, shape, sizeof(shape)));
-		size_t entry = bound + name_bound(t->name) + 5 + (raw > offset ? raw : offset);
+		size_t raw = entry_bound(name, bd_dtype_name(t->dtype),
+					 strlen(bd_tensor_shape_text(t, shape, sizeof(shape))), offset);
+		size_t sign = !item->sign ? 0 : entry_bound(name, "U8", digits(
+			bd_manifest_plane_bytes(1, item->entry->rows * item->entry->cols)), offset);
 
-		im->reserved += item->sign && tail ? 2 * entry : entry;
+		extra = sign > raw ? sign : raw;
+		im->reserved += is_resized(item) ? sign + raw : extra;
 	}
 	im->reserved = (im->reserved + 7) / 8 * 8;
 }
@@ -474,11 +501,6 @@ static bool has_tail(const struct bd_item *item)
 	const struct bd_tensor *t = item->entry->tensor;
 
 	return item->base && t->dims && item->head < t->shape[0];
-}
-
-static bool is_resized(const struct bd_item *item)
-{
-	return item->base && !bd_tensor_same_shape(item->entry->tensor, item->base->tensor);
 }
 
 /* The entry of an item whose head is `encoding`. */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "json.h"
+#include "names.h"
 #include "sign.h"
 
 #define MAX_ELEMENTS ((uint64_t)1 << 56) /* so that planes * count cannot overflow */
@@ -41,6 +42,7 @@ struct reader {
 	struct record *records; /* of the file being read */
 	size_t count, capacity;
 	bool *used;             /* per container tensor */
+	struct bd_name_table *names; /* of all tensors of all files so far */
 	uint64_t scales;        /* consumed so far */
 };
 
@@ -281,10 +283,15 @@ static int bind_rows(struct reader *r, struct record *rec)
 static int bind_record(struct reader *r, struct record *rec, const struct bd_tensor *t)
 {
 	struct bd_entry *e = &rec->entry;
+	int rc;
 
 	if (strcmp(rec->name, t->name) != 0)
 		return bd_json_fail(&r->json, "the header names '%s' where the manifest has '%s'",
 				    t->name, rec->name);
+	rc = bd_name_table_add(r->names, t->name, 0);
+	if (rc < 0)
+		return bd_json_fail(&r->json, rc == -EEXIST ? "tensor '%s' is in two files" :
+				    "tensor '%s': out of memory", t->name);
 	e->tensor = t;
 	if (e->encoding == BD_RAW) {
 		e->base_xxh128[0] = '\0';
@@ -525,7 +532,9 @@ int bd_manifest_parse(struct bd_delta *d, const char *text, size_t size, struct 
 	int rc = 0;
 
 	r.used = calloc(d->st->count ? d->st->count : 1, sizeof(*r.used));
-	if (!r.used || asprintf(&what, "%s: manifest", d->file->path) < 0) {
+	r.names = bd_name_table_new(d->st->count);
+	if (!r.used || !r.names || asprintf(&what, "%s: manifest", d->file->path) < 0) {
+		bd_name_table_free(r.names);
 		free(r.used);
 		return bd_error_set(err, -ENOMEM, "%s: out of memory", d->file->path);
 	}
@@ -537,6 +546,9 @@ int bd_manifest_parse(struct bd_delta *d, const char *text, size_t size, struct 
 		if (rc == 0 && (d->scales->dtype != BD_F32 || d->scales->dims != 1))
 			rc = bd_json_fail(&r.json, "'scales' is not a vector of F32");
 	}
+	/* First the whole text: nobody may read a member that another reader finds twice. */
+	if (rc == 0)
+		rc = bd_json_check(text, size, what, err);
 	if (rc == 0)
 		rc = read_manifest(&r);
 	for (size_t i = 0; rc == 0 && i < d->st->count; i++)
@@ -545,6 +557,7 @@ int bd_manifest_parse(struct bd_delta *d, const char *text, size_t size, struct 
 					  d->st->tensors[i].name);
 	drop_records(&r);
 	free(r.records);
+	bd_name_table_free(r.names);
 	free(r.used);
 	free(what);
 	return rc;

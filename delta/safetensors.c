@@ -2,9 +2,10 @@
  *
  * Refused although the reference parser (crate safetensors, 2024) takes them, because no writer
  * produces them and each has two readings: a tensor name or metadata key that occurs twice (also
- * when one is written with escapes), empty names, names with control characters or of more than
- * BD_MAX_NAME bytes, U+0000 in metadata, a tensor description that is an array, more than
- * BD_MAX_DIMS dimensions, and dimensions of 2^63 and more.
+ * when one is written with escapes), empty tensor names, tensor names with control characters or
+ * of more than BD_MAX_NAME bytes, control characters in metadata keys, U+0000 in metadata values,
+ * a tensor description that is an array, more than BD_MAX_DIMS dimensions, and dimensions of 2^63
+ * and more.
  * Taken, as by the reference parser: white space around the JSON, unknown fields in a tensor's
  * description, "__metadata__": null.
  *
@@ -30,6 +31,7 @@ struct parse {
 	size_t text_size, text_used; /* of st->text */
 	size_t tensor_room, metadata_room;
 	uint64_t data_size; /* bytes after the header */
+	bool metadata_seen;
 	const char *what;
 	struct bd_error *err;
 };
@@ -108,6 +110,27 @@ static char *keep_text(struct parse *p, size_t length)
 	return text;
 }
 
+/* Make the metadata findable. The tables are built when their size is known: growing one under
+ * millions of keys would cost more than all the rest. */
+static int index_metadata(struct parse *p)
+{
+	struct bd_safetensors *st = p->st;
+
+	st->keys = bd_name_table_new(st->metadata_count);
+	if (!st->keys)
+		return no_memory(p);
+	for (size_t i = 0; i < st->metadata_count; i++) {
+		int rc = bd_name_table_add(st->keys, st->metadata[i].key, (uint32_t)i);
+
+		if (rc == -EEXIST)
+			return bd_error_set(p->err, -EINVAL, "%s: metadata key \"%.80s\" occurs twice",
+					    p->what, st->metadata[i].key);
+		if (rc)
+			return no_memory(p);
+	}
+	return 0;
+}
+
 static int read_metadata(struct parse *p)
 {
 	struct bd_safetensors *st = p->st;
@@ -115,11 +138,9 @@ static int read_metadata(struct parse *p)
 	size_t length;
 	int rc;
 
-	if (st->keys)
+	if (p->metadata_seen)
 		return bd_json_fail(j, "__metadata__ for the second time");
-	st->keys = bd_name_table_new(0);
-	if (!st->keys)
-		return no_memory(p);
+	p->metadata_seen = true;
 	if (bd_json_peek(j) == BD_JSON_NULL)
 		return bd_json_skip(j);
 	rc = bd_json_object(j);
@@ -127,18 +148,12 @@ static int read_metadata(struct parse *p)
 	       (rc = bd_json_member(j, free_text(p), free_text_size(p), &length)) > 0) {
 		struct bd_metadata *m;
 
-		if (strlen(free_text(p)) != length)
-			return bd_json_fail(j, "U+0000 in a metadata key");
+		if (!bd_utf8_is_plain(free_text(p), length))
+			return bd_json_fail(j, "control character in a metadata key");
 		m = grow(st->metadata, &p->metadata_room, st->metadata_count, sizeof(*m));
 		if (!m)
 			return no_memory(p);
 		st->metadata = m;
-		rc = bd_name_table_add(st->keys, free_text(p), (uint32_t)st->metadata_count);
-		if (rc == -EEXIST)
-			return bd_json_fail(j, "metadata key \"%.80s\" for the second time",
-					    free_text(p));
-		if (rc)
-			return no_memory(p);
 		m += st->metadata_count;
 		m->key = keep_text(p, length);
 		rc = bd_json_string(j, free_text(p), free_text_size(p), &length);
@@ -388,6 +403,8 @@ static int parse_header(struct bd_safetensors **out, char *header, size_t header
 	if (rc == 0)
 		rc = bd_json_end(j);
 	if (rc == 0)
+		rc = index_metadata(&p);
+	if (rc == 0)
 		rc = place_tensors(&p);
 out:
 	if (rc) {
@@ -472,7 +489,7 @@ const char *bd_safetensors_metadata(const struct bd_safetensors *st, const char 
 {
 	uint32_t index;
 
-	return st->keys && bd_name_table_find(st->keys, key, &index) ? st->metadata[index].value : NULL;
+	return bd_name_table_find(st->keys, key, &index) ? st->metadata[index].value : NULL;
 }
 
 uint64_t bd_tensor_rows(const struct bd_tensor *t)

@@ -26,7 +26,8 @@ struct bd_tensor {
 };
 
 struct bd_metadata {
-	const char *key, *value; /* UTF-8, NUL-terminated, no NUL inside */
+	const char *key;   /* UTF-8, NUL-terminated, no control characters */
+	const char *value; /* UTF-8, NUL-terminated, no NUL inside */
 };
 
 struct bd_safetensors {

@@ -90,51 +90,95 @@ BD_INLINE void store(uint8_t *p, uint64_t i, enum bd_dtype dtype, float f)
 		memcpy(p + 2 * i, &h, sizeof(h));
 }
 
-/* acc plus or minus the plane's scale of element i. */
-BD_INLINE float add_plane(float acc, const struct bd_sign_plane *plane, uint64_t i)
+/* Kernels take BD_SIGN_LANES elements at a time in loops of fixed length, which compilers turn into
+ * the vector instructions that every processor of the architecture has. Only the last n of a row
+ * may be fewer; zeros fill them up. */
+BD_INLINE void load_block(float *x, const uint8_t *p, unsigned n, enum bd_dtype dtype)
 {
-	uint64_t k = plane->shift + i;
-	uint32_t minus = ~(uint32_t)plane->bits[k / 8] >> k % 8 & 1;
+	uint8_t raw[4 * BD_SIGN_LANES] = { 0 };
+	unsigned i;
 
-	return acc + float_of_bits(float_bits(plane->row * plane->col[i]) ^ minus << 31);
+	memcpy(raw, p, n * bd_sign_size(dtype));
+	for (i = 0; i < BD_SIGN_LANES; i++)
+		x[i] = load(raw, i, dtype);
+}
+
+BD_INLINE void store_block(uint8_t *p, const float *x, unsigned n, enum bd_dtype dtype)
+{
+	uint8_t raw[4 * BD_SIGN_LANES];
+	unsigned i;
+
+	for (i = 0; i < BD_SIGN_LANES; i++)
+		store(raw, i, dtype, x[i]);
+	memcpy(p, raw, n * bd_sign_size(dtype));
+}
+
+BD_INLINE void rebuild_block(const struct bd_sign_span *span, uint64_t k, unsigned n,
+			     enum bd_dtype base, enum bd_dtype out)
+{
+	float acc[BD_SIGN_LANES];
+	unsigned p, i;
+
+	load_block(acc, span->base + k * bd_sign_size(base), n, base);
+	for (p = 0; p < span->planes; p++) {
+		const struct bd_sign_plane *plane = &span->plane[p];
+		uint32_t bits = bd_sign_load32(plane->bits + k / 8) >> plane->shift;
+		float row = plane->row, col[BD_SIGN_LANES] = { 0 };
+
+		memcpy(col, plane->col + k, n * sizeof(*col));
+		for (i = 0; i < BD_SIGN_LANES; i++) {
+			uint32_t minus = bits & 1u << i ? 0 : 0x80000000;
+
+			acc[i] += float_of_bits(float_bits(row * col[i]) ^ minus);
+		}
+	}
+	store_block(span->out + k * bd_sign_size(out), acc, n, out);
 }
 
 BD_INLINE void rebuild_span(const struct bd_sign_span *span, enum bd_dtype base, enum bd_dtype out)
 {
-	const struct bd_sign_plane first = span->plane[0];
-	uint64_t i;
-	unsigned p;
+	const struct bd_sign_span s = *span; /* a copy, since stores to `out` might change *span */
+	unsigned rest = s.count % BD_SIGN_LANES;
+	uint64_t k;
 
-	for (i = 0; i < span->count; i++) {
-		float acc = add_plane(load(span->base, i, base), &first, i);
+	for (k = 0; k < s.count - rest; k += BD_SIGN_LANES)
+		rebuild_block(&s, k, BD_SIGN_LANES, base, out);
+	if (rest)
+		rebuild_block(&s, k, rest, base, out);
+}
 
-		for (p = 1; p < span->planes; p++)
-			acc = add_plane(acc, &span->plane[p], i);
-		store(span->out, i, out, acc);
+BD_INLINE void extract_block(struct bd_sign_row *row, double *abs, double *sq, uint64_t k,
+			     unsigned n, enum bd_dtype fine, enum bd_dtype base)
+{
+	float f[BD_SIGN_LANES], b[BD_SIGN_LANES], col[BD_SIGN_LANES] = { 0 };
+	uint32_t plus = 0;
+	unsigned i;
+
+	load_block(f, row->fine + k * bd_sign_size(fine), n, fine);
+	load_block(b, row->base + k * bd_sign_size(base), n, base);
+	memcpy(col, row->col_abs + k, n * sizeof(*col));
+	for (i = 0; i < BD_SIGN_LANES; i++) {
+		float d = f[i] - b[i], a = fabsf(d);
+
+		abs[i] += (double)a;
+		sq[i] += (double)a * (double)a;
+		col[i] += a;
+		plus |= (uint32_t)(d > 0) << i;
 	}
+	memcpy(row->col_abs + k, col, n * sizeof(*col));
+	bd_sign_put(&row->writer, plus, n);
 }
 
 BD_INLINE void extract_row(struct bd_sign_row *row, enum bd_dtype fine, enum bd_dtype base)
 {
 	double abs[BD_SIGN_LANES] = { 0 }, sq[BD_SIGN_LANES] = { 0 };
-	uint32_t signs = 0;
-	uint64_t j;
+	unsigned rest = row->cols % BD_SIGN_LANES;
+	uint64_t k;
 
-	for (j = 0; j < row->cols; j++) {
-		float d = load(row->fine, j, fine) - load(row->base, j, base);
-		float a = fabsf(d);
-		unsigned lane = j % BD_SIGN_LANES;
-
-		abs[lane] += (double)a;
-		sq[lane] += (double)a * (double)a;
-		row->col_abs[j] += a;
-		signs |= (uint32_t)(d > 0) << lane;
-		if (lane == BD_SIGN_LANES - 1) {
-			bd_sign_put(&row->writer, signs, BD_SIGN_LANES);
-			signs = 0;
-		}
-	}
-	bd_sign_put(&row->writer, signs, row->cols % BD_SIGN_LANES);
+	for (k = 0; k < row->cols - rest; k += BD_SIGN_LANES)
+		extract_block(row, abs, sq, k, BD_SIGN_LANES, fine, base);
+	if (rest)
+		extract_block(row, abs, sq, k, rest, fine, base);
 	row->abs = bd_sign_fold(abs);
 	row->sq = bd_sign_fold(sq);
 }

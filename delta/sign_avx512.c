@@ -48,10 +48,13 @@ FN struct pair load(const uint8_t *p, enum bd_dtype dtype, bool full, __mmask32 
 		break;
 	default: /* BF16: each word into the upper half of its float */
 		words = load_words(p, full, mask);
-		x.lo = _mm512_castsi512_ps(
-			_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, upper, words));
-		x.hi = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(
-			0xaaaaaaaa, _mm512_add_epi32(upper, later), words));
+		if (full) {
+		x.lo = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((void*)p)),16));
+		x.hi = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((void*)(p+32))),16));
+		} else {
+		x.lo = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(words)),16));
+		x.hi = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words,1)),16));
+		}
 		break;
 	}
 	return x;
@@ -93,8 +96,10 @@ FN void store(uint8_t *p, enum bd_dtype dtype, struct pair x, bool full, __mmask
 {
 	__m512i words;
 
+	if (__builtin_expect(_mm512_cmp_ps_mask(x.lo, x.hi, _CMP_UNORD_Q), 0)) {
 	x.lo = canonical(x.lo);
 	x.hi = canonical(x.hi);
+	}
 	if (dtype == BD_F32) {
 		_mm512_mask_storeu_ps(p, full ? 0xffff : (__mmask16)mask, x.lo);
 		_mm512_mask_storeu_ps(p + 64, full ? 0xffff : (__mmask16)(mask >> 16), x.hi);

@@ -134,8 +134,8 @@ int bdfs_models_open(struct bdfs_models **models, const char *base, char *const 
 	if (r < 0)
 		goto fail;
 	if (!m->count && skipped) {
-		r = bd_error_set(err, -EINVAL, "none of the %zu deltas can be mounted; the last "
-				 "failure was: %s", skipped, last.text);
+		r = bd_error_set(err, -EINVAL, "all %zu deltas had to be left out and nothing "
+				 "remains to be mounted; the last: %s", skipped, last.text);
 		goto fail;
 	}
 	if (m->count)

@@ -1,0 +1,44 @@
+/* bitdelta.c: the command line program: finds the subcommand and runs it. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const struct command *const commands[] = {
+	&command_import, &command_mount, &command_umount, &command_info, &command_verify,
+	&command_export,
+};
+
+#define COMMANDS (sizeof(commands) / sizeof(*commands))
+
+static void print_help(FILE *out)
+{
+	fprintf(out, "Usage: bitdelta COMMAND [ARGUMENTS]\n"
+		"Keep fine-tunes of one base checkpoint as one-bit deltas and mount them as model "
+		"directories.\n\n");
+	for (size_t i = 0; i < COMMANDS; i++)
+		fprintf(out, "  %-8s  %s\n", commands[i]->name, commands[i]->summary);
+	fprintf(out, "\n`bitdelta COMMAND --help` explains a command. `--version` prints the version.\n"
+		"Sign deltas are lossy: `bitdelta info` shows by how much.\n");
+}
+
+int main(int argc, char **argv)
+{
+	const char *name = argc > 1 ? argv[1] : "";
+
+	if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+		print_help(stdout);
+		return EXIT_OK;
+	}
+	if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0) {
+		printf("bitdelta %s\n", BD_VERSION);
+		return EXIT_OK;
+	}
+	for (size_t i = 0; i < COMMANDS; i++)
+		if (strcmp(name, commands[i]->name) == 0)
+			return commands[i]->run(commands[i], argc - 1, argv + 1);
+	if (*name)
+		fprintf(stderr, "bitdelta: no command '%s'\n\n", name);
+	print_help(stderr);
+	return EXIT_USAGE;
+}

@@ -1,0 +1,144 @@
+# lib.sh: what the mount tests share; source it first.
+#
+# Each check prints `ok NAME`, `not ok NAME: why` or `skip NAME: why`. BUILD names the directory with the
+# programs (build/release unless given). Everything happens below $W, which is unmounted and
+# removed at the end, whatever happens. The mount returns when it is ready: nothing sleeps.
+set -u
+export LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+BUILD=$(realpath "${BUILD:-$here/../../build/release}")
+DATA=$(realpath "$here/../data/nano-llama2")
+MOUNT=$BUILD/mount.bitdelta
+failed=0
+W=$(mktemp -d) || exit 1
+W=$(realpath "$W")
+pids=()   # further processes of a test, ended at the end
+
+mounts() { awk -v d="$W/" 'index($5, d) == 1 { print $5 }' /proc/self/mountinfo; }
+
+clean_up() {
+	local p m
+	for p in ${pids[@]+"${pids[@]}"}; do
+		kill -9 "$p" 2>/dev/null
+	done
+	for m in $(mounts | tac); do
+		umount "$m" 2>/dev/null || umount -l "$m" 2>/dev/null || fusermount3 -uz "$m"
+	done
+	rm -rf "$W"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+ok() { echo "ok $1"; }
+not_ok() {
+	echo "not ok $1: ${2:-}"
+	failed=1
+}
+skip() { echo "skip $1: $2"; }
+finish() { exit "$failed"; }
+
+# check NAME COMMAND...: it succeeds
+check() {
+	local name=$1 text status
+	shift
+	text=$("$@" 2>&1)
+	status=$?
+	if [ $status = 0 ]; then
+		ok "$name"
+	else
+		not_ok "$name" "exit status $status: $(tail -n 3 <<<"$text" | tr '\n' ' ')"
+		return 1
+	fi
+}
+
+# same NAME EXPECTED FOUND
+same() {
+	if [ "$2" = "$3" ]; then
+		ok "$1"
+	else
+		not_ok "$1" "expected '$2', found '$3'"
+	fi
+}
+
+# refuses NAME STATUS PATTERN COMMAND...: it ends with that status and says so on stderr
+refuses() {
+	local name=$1 status=$2 pattern=$3 text found
+	shift 3
+	text=$("$@" 2>&1 >/dev/null)
+	found=$?
+	if [ $found != "$status" ]; then
+		not_ok "$name" "expected exit status $status, found $found: $text"
+	elif ! grep -qE -- "$pattern" <<<"$text"; then
+		not_ok "$name" "expected a message like '$pattern', found: $text"
+	else
+		ok "$name"
+	fi
+}
+
+# must COMMAND...: what a test cannot do without
+must() {
+	"$@" || {
+		not_ok "$(basename "$0" .sh)" "cannot go on: $* gave $?"
+		exit 1
+	}
+}
+
+# import BASE FINE NAME: $W/deltas/NAME.bdelta, and what it must look like in $W/truth/NAME/
+import() {
+	mkdir -p "$W/deltas" "$W/truth"
+	must "$BUILD/bitdelta" import --base "$1" "$2" -o "$W/deltas/$3.bdelta" >"$W/import.log" 2>&1
+	must "$BUILD/bitdelta" export "$W/deltas/$3.bdelta" --base "$1" -o "$W/truth/$3" \
+		>"$W/export.log" 2>&1
+}
+
+# models NAME...: generated pairs in $W/models/NAME/{base,fine}, imported as NAME
+models() {
+	local name
+	must python3 "$here/make_models.py" "$W/models" "$@"
+	for name in "$@"; do
+		import "$W/models/$name/base" "$W/models/$name/fine" "$name"
+	done
+}
+
+# daemon_of MOUNTPOINT: process id of the daemon that was started with this argument
+daemon_of() {
+	local p
+	for p in /proc/[0-9]*; do
+		[ "$(readlink "$p/exe" 2>/dev/null)" = "$(realpath "$MOUNT")" ] &&
+			tr '\0' '\n' 2>/dev/null <"$p/cmdline" | grep -qxF -- "$1" &&
+			echo "${p#/proc/}" && return
+	done
+	return 1
+}
+
+# is_alive PID: there, and not only waiting to be reaped
+is_alive() { [ -e "/proc/$1" ] && ! grep -q '^State:.Z' "/proc/$1/status" 2>/dev/null; }
+
+# wait_for SECONDS COMMAND...: until it succeeds
+wait_for() {
+	local end=$((SECONDS + $1))
+	shift
+	until "$@"; do
+		[ $SECONDS -lt $end ] || return 1
+		sleep 0.02
+	done
+}
+has_ended() { ! is_alive "$1"; }
+
+mount_at() { # MOUNTPOINT BASE OPTIONS [FLAGS...]
+	local point=$1 base=$2 options=$3
+	shift 3
+	mkdir -p "$point"
+	"$MOUNT" "$base" "$point" -o "$options" "$@"
+}
+
+# unmount MOUNTPOINT: also waits for the end of its daemon, whose sanitizer may have something to say
+unmount() {
+	local pid
+	pid=$(daemon_of "$1")
+	umount "$1" || return
+	[ -z "$pid" ] || wait_for 30 has_ended "$pid"
+}
+
+[ -c /dev/fuse ] || { skip "$(basename "$0" .sh)" "there is no /dev/fuse"; exit 0; }
+[ "$(id -u)" = 0 ] || { skip "$(basename "$0" .sh)" "needs root"; exit 0; }

@@ -1,0 +1,570 @@
+/* test_checkpoint.c: model directories, Hugging Face cache entries, and what is refused. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "buffer.h"
+#include "checkpoint.h"
+#include "testdata.h"
+
+#define INDEX "model.safetensors.index.json"
+
+static struct bd_error err;
+
+static struct bd_checkpoint *opened(const char *path)
+{
+	struct bd_checkpoint *c;
+
+	if (bd_checkpoint_open(&c, path, &err))
+		fail_msg("%s", err.text);
+	return c;
+}
+
+/* PATH must be refused with this error, in these words. */
+static void refused(const char *path, int code, const char *says)
+{
+	struct bd_checkpoint *c = (struct bd_checkpoint *)1;
+
+	memset(&err, 0, sizeof(err));
+	if (bd_checkpoint_open(&c, path, &err) != code || !strstr(err.text, says))
+		fail_msg("expected \"%s\", message is (%d): %s", says, err.code, err.text);
+	assert_null(c);
+	assert_int_equal(err.code, code);
+}
+
+/* A shard with BF16 matrices of 2 x 2 with these names (NULL ends). */
+static char *shard(const char *dir, const char *name, const char *const *names)
+{
+	struct td_tensor t[8];
+	size_t n = 0;
+
+	for (; names[n]; n++)
+		t[n] = (struct td_tensor){
+			.name = names[n], .dtype = BD_BF16, .dims = 2, .shape = { 2, 2 },
+		};
+	return td_safetensors(dir, name, t, n, "{\"format\":\"pt\"}");
+}
+#define SHARD(dir, name, ...) shard(dir, name, (const char *const[]){ __VA_ARGS__, NULL })
+
+static void check_list(char *const *list, size_t count, const char *const *expected)
+{
+	for (size_t i = 0; i < count; i++) {
+		assert_non_null(expected[i]);
+		assert_string_equal(list[i], expected[i]);
+	}
+	assert_null(expected[count]);
+}
+#define LIST(list, count, ...) check_list(list, count, (const char *const[]){ __VA_ARGS__ NULL })
+
+static void single_file(void **state)
+{
+	char *dir = td_mkdir(td_dir(), "my-model");
+	const struct bd_shard *where;
+	struct bd_checkpoint *c;
+
+	(void)state;
+	SHARD(dir, "model.safetensors", "a", "b");
+	c = opened(td_path(dir, "../my-model/"));
+	assert_string_equal(c->path, dir);
+	assert_string_equal(c->label, "my-model");
+	assert_null(c->revision);
+	assert_int_equal(c->shard_count, 1);
+	assert_string_equal(c->shards[0].name, "model.safetensors");
+	assert_int_equal(c->tensor_count, 2);
+	assert_int_equal(c->tensor_bytes, 16);
+	assert_ptr_equal(bd_checkpoint_find(c, "b", &where), &c->shards[0].st->tensors[1]);
+	assert_ptr_equal(where, &c->shards[0]);
+	assert_non_null(bd_checkpoint_find(c, "a", NULL));
+	assert_null(bd_checkpoint_find(c, "c", &where));
+	LIST(c->sidecars, c->sidecar_count, );
+	LIST(c->skipped, c->skipped_count, );
+	bd_checkpoint_close(c);
+	bd_checkpoint_close(NULL);
+
+	/* A checkpoint without tensors is one, too. */
+	dir = td_dir();
+	td_safetensors(dir, "model.safetensors", NULL, 0, NULL);
+	c = opened(dir);
+	assert_int_equal(c->tensor_count, 0);
+	assert_null(bd_checkpoint_find(c, "a", NULL));
+	bd_checkpoint_close(c);
+}
+
+/* Everything that may lie beside the weights. */
+static void other_files(void **state)
+{
+	char *dir = td_dir(), *path;
+	struct bd_checkpoint *c;
+
+	(void)state;
+	SHARD(dir, "model.safetensors", "a");
+	SHARD(dir, "model-00001-of-00002.safetensors", "a");
+	td_text(dir, INDEX, "not even JSON");
+	td_text(dir, "config.json", "{}");
+	td_text(dir, "tokenizer.json", "{}");
+	td_text(dir, "tokenizer.model", "\x01");
+	td_text(dir, "README.md", "");
+	td_text(dir, ".gitattributes", "");
+	td_text(dir, "name with space", "");
+	td_text(dir, "modell\xc3\xa9.txt", "");
+	td_link(dir, "linked.json", "config.json");
+	td_text(dir, "pytorch_model.bin", "");
+	td_text(dir, "pytorch_model.bin.index.json", "{}");
+	td_text(dir, "diffusion.safetensors.index.fp16.json", "{}");
+	td_text(dir, "optimizer.pt", "");
+	td_text(dir, "consolidated.00.pth", "");
+	td_text(dir, "x.ckpt", "");
+	td_text(dir, "x.gguf", "");
+	td_text(dir, "x.onnx", "");
+	td_text(dir, "flax_model.msgpack", "");
+	td_text(dir, "tf_model.h5", "");
+	td_text(dir, "rust_model.ot", "");
+	td_text(dir, "adapters.npz", "");
+	td_text(dir, "gguf", "a name, not an extension");
+	td_text(dir, ".model.safetensors.lock", "");
+	td_text(dir, "vocab.json.incomplete", "");
+	td_text(dir, "bad\033[31m", "");
+	td_text(dir, "bad\xff", "");
+	td_mkdir(dir, "original");
+	td_link(dir, "gone.bin", "nowhere");
+	assert_int_equal(mkfifo(td_path(dir, "fifo"), 0600), 0);
+	path = td_text(dir, "exactly", "");
+	assert_int_equal(truncate(path, 64 << 20), 0);
+	path = td_text(dir, "larger", "");
+	assert_int_equal(truncate(path, (64 << 20) + 1), 0);
+	c = opened(dir);
+	LIST(c->sidecars, c->sidecar_count, ".gitattributes", "README.md", "config.json", "exactly",
+	     "gguf", "linked.json", "modell\xc3\xa9.txt", "name with space", "tokenizer.json",
+	     "tokenizer.model",);
+#define OTHER ": weights or training state in another format"
+	LIST(c->skipped, c->skipped_count, ".model.safetensors.lock: lock file",
+	     "adapters.npz" OTHER,
+	     "bad?[31m: not a valid name (UTF-8 without control characters)",
+	     "bad?: not a valid name (UTF-8 without control characters)",
+	     "consolidated.00.pth" OTHER,
+	     "diffusion.safetensors.index.fp16.json: index of weights that are not taken",
+	     "fifo: not a regular file", "flax_model.msgpack" OTHER, "gone.bin" OTHER,
+	     "larger: larger than 64 MiB",
+	     "model-00001-of-00002.safetensors: weights besides model.safetensors",
+	     INDEX ": index of shards, but model.safetensors is there",
+	     "optimizer.pt" OTHER, "original: directory", "pytorch_model.bin" OTHER,
+	     "pytorch_model.bin.index.json: index of weights that are not taken",
+	     "rust_model.ot" OTHER, "tf_model.h5" OTHER, "vocab.json.incomplete: unfinished download",
+	     "x.ckpt" OTHER, "x.gguf" OTHER, "x.onnx" OTHER,);
+	assert_int_equal(c->shard_count, 1);
+	bd_checkpoint_close(c);
+}
+
+/* Two shards; the index as given. */
+static char *sharded(const char *index)
+{
+	char *dir = td_dir();
+
+	SHARD(dir, "m-1.safetensors", "a", "b");
+	SHARD(dir, "m-2.safetensors", "c", "d", "e");
+	td_text(dir, "config.json", "{}");
+	td_text(dir, INDEX, index);
+	return dir;
+}
+
+#define MAP(map) "{\"metadata\":{\"total_size\":1},\"weight_map\":" map "}"
+#define GOOD_MAP                                                                                 \
+	"{\"e\":\"m-2.safetensors\",\"c\":\"m-2.safetensors\",\"a\":\"m-1.safetensors\","        \
+	"\"d\":\"m-2.safetensors\",\"b\":\"m-1.safetensors\"}"
+
+static void shards(void **state)
+{
+	char *dir = sharded(MAP(GOOD_MAP));
+	const struct bd_shard *where;
+	struct bd_checkpoint *c;
+
+	(void)state;
+	SHARD(dir, "stray.safetensors", "a");
+	c = opened(dir);
+	assert_int_equal(c->shard_count, 2);
+	assert_string_equal(c->shards[0].name, "m-1.safetensors");
+	assert_string_equal(c->shards[1].name, "m-2.safetensors");
+	assert_int_equal(c->shards[1].first, 2);
+	assert_int_equal(c->tensor_count, 5);
+	assert_int_equal(c->tensor_bytes, 40);
+	for (char name[2] = "a"; name[0] <= 'e'; name[0]++) {
+		const struct bd_tensor *t = bd_checkpoint_find(c, name, &where);
+
+		assert_non_null(t);
+		assert_string_equal(t->name, name);
+		assert_ptr_equal(where, &c->shards[name[0] >= 'c']);
+	}
+	assert_null(bd_checkpoint_find(c, "f", NULL));
+	LIST(c->sidecars, c->sidecar_count, "config.json", INDEX,);
+	LIST(c->skipped, c->skipped_count, "stray.safetensors: weights that " INDEX
+	     " does not list",);
+	bd_checkpoint_close(c);
+
+	/* Unknown and long members are no matter. */
+	c = opened(sharded("{\"x\":{\"weight_map\":1},\"weight_map\":" GOOD_MAP
+			   ",\"a rather long name for a member of an index file\":[1,2]}"));
+	bd_checkpoint_close(c);
+}
+
+/* The binary search for a shard, with many of them. */
+static void many_shards(void **state)
+{
+	struct bd_buffer index = { 0 };
+	char *dir = td_dir();
+	const struct bd_shard *where;
+	struct bd_checkpoint *c;
+
+	(void)state;
+	bd_buffer_printf(&index, "{\"weight_map\":{");
+	for (int i = 0; i < 40; i++) {
+		char *file = td_format("m-%02d.safetensors", i);
+
+		SHARD(dir, file, td_format("%d.a", i), td_format("%d.b", i));
+		bd_buffer_printf(&index, "%s\"%d.b\":\"%s\",\"%d.a\":\"%s\"", i ? "," : "", i, file, i,
+				 file);
+	}
+	bd_buffer_printf(&index, "}}");
+	td_text(dir, INDEX, index.data);
+	bd_buffer_free(&index);
+	c = opened(dir);
+	for (int i = 0; i < 40; i++) {
+		const struct bd_tensor *t = bd_checkpoint_find(c, td_format("%d.b", i), &where);
+
+		assert_ptr_equal(where, &c->shards[i]);
+		assert_ptr_equal(t, &where->st->tensors[1]);
+	}
+	bd_checkpoint_close(c);
+}
+
+static void bad_indexes(void **state)
+{
+	static const struct {
+		const char *index, *says;
+	} cases[] = {
+		{ "", "found the end" },
+		{ "[]", "expected an object" },
+		{ "{}", "no weight_map" },
+		{ MAP("{}"), "no weight_map, or an empty one" },
+		{ MAP("[]"), "expected an object" },
+		{ MAP(GOOD_MAP) "x", "follows the end" },
+		{ "{\"weight_map\":" GOOD_MAP ",\"weight_map\":" GOOD_MAP "}", "second time" },
+		{ MAP("{\"a\":\"m-1.safetensors\",\"a\":\"m-1.safetensors\"}"), "second time" },
+		{ MAP("{\"a\":\"m-1.safetensors\",\"\\u0061\":\"m-1.safetensors\"}"), "second time" },
+		{ MAP("{\"a\":1}"), "expected a string" },
+		{ MAP("{\"a\":null}"), "expected a string" },
+		{ MAP("{\"a\":\"\"}"), "no file name of a shard" },
+		{ MAP("{\"a\":\".safetensors\"}"), "no file name of a shard" },
+		{ MAP("{\"a\":\"m-1.bin\"}"), "no file name of a shard" },
+		{ MAP("{\"a\":\"../m-1.safetensors\"}"), "no file name of a shard" },
+		{ MAP("{\"a\":\"/etc/m-1.safetensors\"}"), "no file name of a shard" },
+		{ MAP("{\"a\":\"x/m-1.safetensors\"}"), "no file name of a shard" },
+		{ MAP("{\"a\":\"m\\n.safetensors\"}"), "no file name of a shard" },
+		{ MAP("{\"a\":\"m-1.safetensors\\u0000\"}"), "U+0000" },
+		{ MAP("{\"\":\"m-1.safetensors\"}"), "tensor name that is empty" },
+		{ MAP("{\"a\\u0007\":\"m-1.safetensors\"}"), "control characters" },
+		{ MAP("{\"a\\u0000\":\"m-1.safetensors\"}"), "U+0000" },
+		{ MAP("{\"a\":\"m-1.safetensors\"}"), "tensor b is not listed" },
+		{ MAP("{\"a\":\"m-1.safetensors\",\"b\":\"m-2.safetensors\"}"),
+		  "holds tensor b, which according to " INDEX " is in m-2.safetensors" },
+		{ MAP("{\"a\":\"m-1.safetensors\",\"b\":\"m-1.safetensors\",\"x\":\"m-1.safetensors\"}"),
+		  "m-1.safetensors: tensor x is missing" },
+		{ MAP("{\"a\":\"m-3.safetensors\"}"), "m-3.safetensors: is missing, although" },
+	};
+	char *dir, *longest = td_format("%0300d", 0);
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+		refused(sharded(cases[i].index), -EINVAL, cases[i].says);
+	refused(sharded(td_format(MAP("{\"a\":\"%s.safetensors\"}"), longest)), -EINVAL,
+		"longer than 255 bytes");
+	longest = td_format("%01025d", 0);
+	refused(sharded(td_format(MAP("{\"%s\":\"m-1.safetensors\"}"), longest)), -EINVAL,
+		"longer than 1024 bytes");
+	/* The same tensor in two shards. */
+	dir = sharded(MAP(GOOD_MAP));
+	SHARD(dir, "m-2.safetensors", "c", "d", "e", "a");
+	refused(dir, -EINVAL, "m-2.safetensors: holds tensor a, which according to " INDEX
+		" is in m-1.safetensors");
+	dir = td_dir();
+	td_link(dir, INDEX, "nowhere");
+	refused(dir, -EINVAL, INDEX ": is a link to nowhere, which is not there");
+}
+
+/* Damage in a shard is reported with its path. */
+static void bad_shards(void **state)
+{
+	char *dir = sharded(MAP(GOOD_MAP)), *path = td_path(dir, "m-2.safetensors");
+	struct stat st;
+
+	(void)state;
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(truncate(path, st.st_size - 1), 0);
+	refused(dir, -EINVAL, path);
+	assert_int_equal(unlink(path), 0);
+	refused(dir, -EINVAL, "the download is not complete");
+	td_link(dir, "m-2.safetensors", "../../blobs/0123");
+	refused(dir, -EINVAL, "is a link to ../../blobs/0123, which is not there");
+	unlink(path);
+	td_mkdir(dir, "m-2.safetensors");
+	refused(dir, -EINVAL, "is a directory");
+	dir = td_dir();
+	td_link(dir, "model.safetensors", "nowhere");
+	refused(dir, -EINVAL, "is a link to nowhere");
+	/* A file that belongs to the model and is gone. */
+	dir = td_dir();
+	SHARD(dir, "model.safetensors", "a");
+	td_link(dir, "tokenizer.json", "nowhere");
+	refused(dir, -EINVAL, "tokenizer.json: is a link to a file that is not there");
+	unlink(td_path(dir, "tokenizer.json"));
+	td_link(dir, "tokenizer.json", "tokenizer.json");
+	refused(dir, -EINVAL, "tokenizer.json: is a link to a file that is not there");
+}
+
+/* Build a cache entry with the given snapshots; the weights are links into blobs. */
+static char *cache_entry(const char *name, const char *const *revisions, const char *ref)
+{
+	char *entry = td_mkdir(td_dir(), name), *blobs = td_mkdir(entry, "blobs");
+
+	SHARD(blobs, "b0", "a");
+	td_text(blobs, "b1", "{}");
+	td_mkdir(entry, "snapshots");
+	td_mkdir(entry, "refs");
+	for (; *revisions; revisions++) {
+		char *snapshot = td_mkdir(entry, td_format("snapshots/%s", *revisions));
+
+		td_link(snapshot, "model.safetensors", "../../blobs/b0");
+		td_link(snapshot, "config.json", "../../blobs/b1");
+	}
+	if (ref)
+		td_text(entry, "refs/main", ref);
+	return entry;
+}
+#define CACHE(name, ref, ...) cache_entry(name, (const char *const[]){ __VA_ARGS__ NULL }, ref)
+
+static void check_cached(const char *path, const char *label, const char *revision)
+{
+	struct bd_checkpoint *c = opened(path);
+
+	assert_string_equal(c->label, label);
+	assert_string_equal(c->revision, revision);
+	assert_string_equal(strrchr(c->path, '/') + 1, revision);
+	assert_int_equal(c->tensor_count, 1);
+	LIST(c->sidecars, c->sidecar_count, "config.json",);
+	LIST(c->skipped, c->skipped_count, );
+	bd_checkpoint_close(c);
+}
+
+static void hub_cache(void **state)
+{
+	char *entry = CACHE("models--org--My-Model", "aaa", "aaa", "bbb",), *dir = td_dir();
+
+	(void)state;
+	check_cached(entry, "org/My-Model", "aaa");
+	check_cached(td_path(entry, "snapshots/bbb"), "org/My-Model", "bbb");
+	check_cached(td_path(entry, "snapshots/bbb/"), "org/My-Model", "bbb");
+	check_cached(td_link(dir, "entry", entry), "org/My-Model", "aaa");
+	check_cached(td_link(dir, "snapshot", td_path(entry, "snapshots/bbb")), "org/My-Model", "bbb");
+	check_cached(CACHE("models--gpt2", "bbb\n", "aaa", "bbb",), "gpt2", "bbb");
+	check_cached(CACHE("models--org--a--b", NULL, "ccc",), "org/a--b", "ccc");
+
+	refused(CACHE("models--o--m", NULL, "aaa", "bbb",), -EINVAL, "aaa, bbb");
+	refused(CACHE("models--o--m", NULL,), -EINVAL, "without snapshots");
+	refused(CACHE("models--o--m", "ccc", "aaa",), -EINVAL, "names snapshot ccc, which is not there");
+	refused(CACHE("models--o--m", "../aaa", "aaa",), -EINVAL, "does not name a snapshot");
+	refused(CACHE("models--o--m", "", "aaa",), -EINVAL, "does not name a snapshot");
+	refused(CACHE("models--o--m", "..", "aaa",), -EINVAL, "does not name a snapshot");
+	entry = CACHE("models--o--m", NULL, "aaa",);
+	assert_int_equal(unlink(td_path(entry, "blobs/b0")), 0);
+	refused(entry, -EINVAL, "model.safetensors: is a link to ../../blobs/b0, which is not there");
+	/* The cache itself. */
+	refused(td_path(entry, ".."), -EINVAL, "is a Hugging Face cache; give one of its entries");
+	/* Only the name of an entry: an ordinary directory. */
+	dir = td_mkdir(td_dir(), "models--x--y");
+	SHARD(dir, "model.safetensors", "a");
+	{
+		struct bd_checkpoint *c = opened(dir);
+
+		assert_string_equal(c->label, "models--x--y");
+		assert_null(c->revision);
+		bd_checkpoint_close(c);
+	}
+}
+
+static void no_checkpoint(void **state)
+{
+	static const struct {
+		const char *file, *says;
+	} cases[] = {
+		{ "pytorch_model.bin", "convert them to safetensors first (e.g. load the model with" },
+		{ "pytorch_model-00001-of-00002.bin", "pickled form (pytorch_model-00001-of-00002.bin)" },
+		{ "consolidated.00.pth", "pickled form (consolidated.00.pth)" },
+		{ "model.ckpt", "pickled form" },
+		{ "adapter_config.json", "LoRA adapter (adapter_config.json); merge it into its base" },
+		{ "adapter_model.safetensors", "LoRA adapter" },
+		{ "adapter_model.bin", "merge_and_unload" },
+		{ "llama.gguf", "GGUF weights (llama.gguf), which are not supported" },
+		{ "model-00001-of-00002.safetensors", "holds model-00001-of-00002.safetensors, but" },
+		{ "tf_model.h5", "has no safetensors weights, only tf_model.h5" },
+		{ "model_index.json", "pipeline of several models" },
+		{ "config.json", "holds neither model.safetensors nor " INDEX },
+	};
+	char *dir = td_dir();
+
+	(void)state;
+	refused(dir, -EINVAL, "holds neither model.safetensors nor");
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		dir = td_dir();
+		td_text(dir, cases[i].file, "");
+		refused(dir, -EINVAL, cases[i].says);
+		assert_ptr_equal(strstr(err.text, dir), err.text);
+	}
+	refused(td_path(dir, "none"), -ENOENT, "none: no such directory");
+	refused(td_path(dir, "config.json/x"), -ENOENT, "no such directory");
+	refused("meta-llama/Llama-2-7b-hf", -ENOENT,
+		"~/.cache/huggingface/hub/models--meta-llama--Llama-2-7b-hf");
+	refused("./nothing/here", -ENOENT, "./nothing/here: no such directory");
+	assert_null(strstr(err.text, "huggingface"));
+	refused("", -ENOENT, "no such directory");
+	refused(td_text(dir, "x.gguf", ""), -EINVAL, "GGUF files are not supported");
+	refused(SHARD(dir, "model.safetensors", "a"), -EINVAL,
+		"is a file; give the directory that holds the model");
+	refused(td_link(dir, "loop", "loop"), -ELOOP, "cannot be found");
+}
+
+static size_t open_descriptors(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	size_t n = 0;
+
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+/* One descriptor per shard while it is open, none afterwards or after a failure. */
+static void descriptors(void **state)
+{
+	char *dir = sharded(MAP(GOOD_MAP));
+	size_t before = open_descriptors();
+	struct rlimit old, few;
+	struct bd_checkpoint *c = opened(dir);
+
+	(void)state;
+	assert_int_equal(open_descriptors(), before + 2);
+	bd_checkpoint_close(c);
+	assert_int_equal(open_descriptors(), before);
+	refused(sharded(MAP("{\"a\":\"m-1.safetensors\",\"b\":\"m-2.safetensors\"}")), -EINVAL, "b");
+	assert_int_equal(open_descriptors(), before);
+
+	/* Every number of descriptors that does not suffice. */
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	for (rlim_t n = 0; n < 64; n++) {
+		few = (struct rlimit){ .rlim_cur = n, .rlim_max = old.rlim_max };
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+		if (bd_checkpoint_open(&c, dir, &err) == 0) {
+			bd_checkpoint_close(c);
+			break;
+		}
+		assert_int_equal(err.code, -EMFILE);
+	}
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+	assert_int_equal(open_descriptors(), before);
+}
+
+static double seconds(void)
+{
+	struct rusage u;
+
+	getrusage(RUSAGE_SELF, &u);
+	return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+	       1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
+}
+
+/* 100,000 tensors in two shards: no look-up may be linear. */
+static void many_tensors(void **state)
+{
+	enum { N = 100000 };
+	struct td_tensor *t = calloc(N, sizeof(*t));
+	struct bd_buffer index = { 0 };
+	char *dir = td_dir();
+	struct bd_checkpoint *c;
+	double start;
+
+	(void)state;
+	assert_non_null(t);
+	bd_buffer_printf(&index, "{\"weight_map\":{");
+	for (int i = 0; i < N; i++) {
+		t[i] = (struct td_tensor){
+			.name = td_format("model.layers.%d.weight", i), .dtype = BD_F32,
+		};
+		bd_buffer_printf(&index, "%s\"%s\":\"m-%d.safetensors\"", i ? "," : "", t[i].name,
+				 i >= N / 2);
+	}
+	bd_buffer_printf(&index, "}}");
+	td_write(dir, INDEX, index.data, index.size);
+	td_safetensors(dir, "m-0.safetensors", t, N / 2, NULL);
+	td_safetensors(dir, "m-1.safetensors", t + N / 2, N / 2, NULL);
+	start = seconds();
+	c = opened(dir);
+	for (int i = 0; i < N; i++)
+		assert_non_null(bd_checkpoint_find(c, t[i].name, NULL));
+	print_message("%d tensors: %.2f s\n", N, seconds() - start);
+	assert_true(seconds() - start < 1.0 * td_slowness());
+	bd_checkpoint_close(c);
+	bd_buffer_free(&index);
+	free(t);
+}
+
+static void component_names(void **state)
+{
+	char *longest = td_format("%0255d", 0);
+
+	(void)state;
+	assert_true(bd_name_is_component("a", 1));
+	assert_true(bd_name_is_component("...", 3));
+	assert_true(bd_name_is_component(".a", 2));
+	assert_true(bd_name_is_component("\xc3\xa9 x", 4));
+	assert_true(bd_name_is_component(longest, 255));
+	assert_false(bd_name_is_component(td_format("%sx", longest), 256));
+	assert_false(bd_name_is_component("", 0));
+	assert_false(bd_name_is_component(".", 1));
+	assert_false(bd_name_is_component("..", 2));
+	assert_false(bd_name_is_component("a/b", 3));
+	assert_false(bd_name_is_component("/", 1));
+	assert_false(bd_name_is_component("a\0b", 3));
+	assert_false(bd_name_is_component("a\n", 2));
+	assert_false(bd_name_is_component("\x7f", 1));
+	assert_false(bd_name_is_component("\xc2\x9b", 2));
+	assert_false(bd_name_is_component("\xff", 1));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(single_file),
+		cmocka_unit_test(other_files),
+		cmocka_unit_test(shards),
+		cmocka_unit_test(many_shards),
+		cmocka_unit_test(bad_indexes),
+		cmocka_unit_test(bad_shards),
+		cmocka_unit_test(hub_cache),
+		cmocka_unit_test(no_checkpoint),
+		cmocka_unit_test(descriptors),
+		cmocka_unit_test(many_tensors),
+		cmocka_unit_test(component_names),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
