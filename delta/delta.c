@@ -160,7 +160,7 @@ static int check_tensor(const struct bd_delta *d, const struct bd_entry *e,
 {
 	const struct bd_base_tensor *b = bd_base_find(base, e->tensor->name);
 	struct bd_tensor wanted = { .dims = e->base_dims };
-	const char *label = base->checkpoint->label;
+	const char *label = base->checkpoint->path;
 	char have[200], want[200];
 
 	memcpy(wanted.shape, e->base_shape, sizeof(wanted.shape));

@@ -1,5 +1,5 @@
-/* import_impl.h: what import.c (plan, order, writing) and import_tensor.c (looking at one tensor)
- * share. Private. */
+/* import_impl.h: what import.c (order, writing), import_plan.c (what to try) and import_tensor.c
+ * (looking at one tensor) share. Private. */
 #ifndef BD_IMPORT_IMPL_H
 #define BD_IMPORT_IMPL_H
 
@@ -24,6 +24,27 @@ struct bd_item {
 	bool same;                           /* the head is bit-identical to the base's */
 	double change;                       /* ||fine - base|| / ||base|| on the sampled rows */
 };
+
+/* Has the tensor another first dimension than in the base? */
+bool bd_item_is_resized(const struct bd_item *item);
+
+struct bd_plan {
+	const struct bd_import_options *options;
+	struct bd_base *base;
+	struct bd_checkpoint *fine;
+	struct bd_delta *delta;  /* being built; the headers of its files are borrowed from `fine` */
+	struct bd_item *items;   /* all tensors in the order of the manifest; malloced */
+	size_t item_count;
+};
+
+/* Fill delta->files and items. Errors: -EINVAL the two do not belong together. */
+int bd_plan_make(struct bd_plan *plan, struct bd_error *err);
+/* An upper bound of the header of what the plan can lead to. */
+uint64_t bd_plan_header_bound(const struct bd_plan *plan);
+
+/* Tell the program something that is no error. */
+void bd_import_note(const struct bd_import_options *options, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
 
 struct bd_look {
 	enum bd_scale scale;

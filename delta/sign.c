@@ -28,6 +28,14 @@ BD_INLINE float float_of_bits(uint32_t x)
 	return f;
 }
 
+/* condition ? a : b that a compiler does not make a branch, which would keep it from vectorising. */
+BD_INLINE uint32_t choose(bool condition, uint32_t a, uint32_t b)
+{
+	uint32_t mask = -(uint32_t)condition;
+
+	return (a & mask) | (b & ~mask);
+}
+
 BD_INLINE float bf16_to_float(uint16_t h)
 {
 	return float_of_bits((uint32_t)h << 16);
@@ -51,7 +59,7 @@ BD_INLINE float f16_to_float(uint16_t h)
 	 * takes a hundred cycles on many processors. */
 	float subnormal = float_of_bits(x + bias + (1u << 23)) - 0x1p-14f;
 
-	return float_of_bits(sign | (x < 1u << 23 ? float_bits(subnormal) : wide));
+	return float_of_bits(sign | choose(x < 1u << 23, float_bits(subnormal), wide));
 }
 
 BD_INLINE uint16_t f16_from_float(float f)
@@ -61,11 +69,10 @@ BD_INLINE uint16_t f16_from_float(float f)
 	/* The unit in the last place of 0.5 is 2^-24, that of subnormal halves: the addition rounds. */
 	uint32_t subnormal = float_bits(float_of_bits(x) + 0.5f) - float_bits(0.5f);
 	uint32_t normal = (x - (112u << 23) + 0xfff + (x >> 13 & 1)) >> 13; /* 65520 and up: infinity */
-	uint32_t h = x < float_bits(0x1p-14f) ? subnormal : normal;
+	uint32_t h = choose(x < float_bits(0x1p-14f), subnormal, normal);
 
-	if (x >= float_bits(0x1p16f))
-		h = 0x7c00;
-	return f != f ? 0x7e00 : (uint16_t)(sign | h);
+	h = sign | choose(x >= float_bits(0x1p16f), 0x7c00, h);
+	return (uint16_t)choose(f != f, 0x7e00, h);
 }
 
 /* Element i of an array of `dtype` at any alignment. */
@@ -116,6 +123,11 @@ BD_INLINE void store_block(uint8_t *p, const float *x, unsigned n, enum bd_dtype
 BD_INLINE void rebuild_block(const struct bd_sign_span *span, uint64_t k, unsigned n,
 			     enum bd_dtype base, enum bd_dtype out)
 {
+	/* A table, because few processors shift each element by a number of its own. */
+	static const uint32_t select[BD_SIGN_LANES] = {
+		1 << 0, 1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+		1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15,
+	};
 	float acc[BD_SIGN_LANES];
 	unsigned p, i;
 
@@ -127,7 +139,7 @@ BD_INLINE void rebuild_block(const struct bd_sign_span *span, uint64_t k, unsign
 
 		memcpy(col, plane->col + k, n * sizeof(*col));
 		for (i = 0; i < BD_SIGN_LANES; i++) {
-			uint32_t minus = bits & 1u << i ? 0 : 0x80000000;
+			uint32_t minus = (bits & select[i]) == 0 ? 0x80000000 : 0;
 
 			acc[i] += float_of_bits(float_bits(row * col[i]) ^ minus);
 		}

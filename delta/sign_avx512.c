@@ -15,10 +15,10 @@ struct pair {
 	__m512 lo, hi;
 };
 
-/* `full` is a constant of the caller; where false, only the elements in `mask` are touched. */
-FN __m512i load_words(const uint8_t *p, bool full, __mmask32 mask)
+/* `full` is a constant of the caller; where it is false, only the elements in `mask` are touched. */
+FN __m256i load_words(const uint8_t *p, bool full, __mmask16 mask)
 {
-	return full ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(mask, p);
+	return full ? _mm256_loadu_si256((const __m256i *)p) : _mm256_maskz_loadu_epi16(mask, p);
 }
 
 FN __m512 load_floats(const void *p, bool full, __mmask16 mask)
@@ -26,50 +26,31 @@ FN __m512 load_floats(const void *p, bool full, __mmask16 mask)
 	return full ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(mask, p);
 }
 
+FN __m512 load_half(const uint8_t *p, enum bd_dtype dtype, bool full, __mmask16 mask)
+{
+	if (dtype == BD_F32)
+		return load_floats(p, full, mask);
+	if (dtype == BD_F16)
+		return _mm512_cvtph_ps(load_words(p, full, mask));
+	return _mm512_castsi512_ps(
+		_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_words(p, full, mask)), 16));
+}
+
 FN struct pair load(const uint8_t *p, enum bd_dtype dtype, bool full, __mmask32 mask)
 {
-	const __m512i upper = _mm512_set_epi32(0x000f0000, 0x000e0000, 0x000d0000, 0x000c0000,
-					       0x000b0000, 0x000a0000, 0x00090000, 0x00080000,
-					       0x00070000, 0x00060000, 0x00050000, 0x00040000,
-					       0x00030000, 0x00020000, 0x00010000, 0x00000000);
-	const __m512i later = _mm512_set1_epi32(0x00100000);
-	__m512i words;
-	struct pair x;
-
-	switch (dtype) {
-	case BD_F32:
-		x.lo = load_floats(p, full, (__mmask16)mask);
-		x.hi = load_floats(p + 64, full, (__mmask16)(mask >> 16));
-		break;
-	case BD_F16:
-		words = load_words(p, full, mask);
-		x.lo = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
-		x.hi = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
-		break;
-	default: /* BF16: each word into the upper half of its float */
-		words = load_words(p, full, mask);
-		if (full) {
-		x.lo = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((void*)p)),16));
-		x.hi = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((void*)(p+32))),16));
-		} else {
-		x.lo = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(words)),16));
-		x.hi = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words,1)),16));
-		}
-		break;
-	}
-	return x;
+	return (struct pair){
+		load_half(p, dtype, full, (__mmask16)mask),
+		load_half(p + 16 * bd_sign_size(dtype), dtype, full, (__mmask16)(mask >> 16)),
+	};
 }
 
-/* Every NaN becomes the canonical one. vfixupimm looks each element's class up in a table: response
- * 0 takes `nan`, 1 keeps the element; the classes 0 and 1 are the quiet and the signalling NaN. */
 FN __m512 canonical(__m512 x)
 {
-	const __m512 nan = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000));
-
-	return _mm512_fixupimm_ps(nan, x, _mm512_set1_epi32(0x11111100), 0);
+	return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
+				  _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
 }
 
-/* To nearest even, in words, because permuting is what costs here. NaN must be canonical already. */
+/* To nearest even, on words: 32 at a time instead of 16. NaN must be canonical already. */
 FN __m512i round_bf16(struct pair x)
 {
 	/* The two words of each dword change places. */
@@ -96,9 +77,10 @@ FN void store(uint8_t *p, enum bd_dtype dtype, struct pair x, bool full, __mmask
 {
 	__m512i words;
 
+	/* One comparison finds a NaN in either half; they are rare enough for a branch. */
 	if (__builtin_expect(_mm512_cmp_ps_mask(x.lo, x.hi, _CMP_UNORD_Q), 0)) {
-	x.lo = canonical(x.lo);
-	x.hi = canonical(x.hi);
+		x.lo = canonical(x.lo);
+		x.hi = canonical(x.hi);
 	}
 	if (dtype == BD_F32) {
 		_mm512_mask_storeu_ps(p, full ? 0xffff : (__mmask16)mask, x.lo);

@@ -40,8 +40,9 @@ show $bin/bitdelta mount $data/base $mnt -o deltas=$work/kjv.bdelta
 show ls -l $mnt $mnt/kjv
 
 step "It takes this much space: the fine-tune's directory, and its delta"
-show du -ch --apparent-size $data/kjv | tail -n 1
-show du -h --apparent-size $work/kjv.bdelta
+show du -sh --apparent-size $data/kjv $work/kjv.bdelta
+echo "(In so small a model the vocabulary, which stays exact, is a quarter of it all; in one of 7 billion"
+echo "weights it is 4 %.)"
 
 step "Open it with an unmodified loader, numpy and the safetensors package from PyPI"
 cat >$work/load.py <<'PY'

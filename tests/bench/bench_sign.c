@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "../../delta/sign.h"
+#include "sign.h"
 
 #define ROUNDS 15
 #define TURN_NS 10e6 /* time given to one kind in one round */

@@ -137,7 +137,7 @@ def variants():
             "column": weight("BF16", 999, 1), "row": weight("BF16", 1, 999),
             "conv": weight("F16", 8, 3, 5, 7), "experts": weight("BF16", 4, 33, 65),
             "same": weight("BF16", 64, 64), "integers": np.arange(640, dtype=np.int32).reshape(64, 10),
-            "Gewicht.ä\"\\/\t": weight("BF16", 65, 63), "one": weight("BF16", 1, 1)}
+            "Gewicht.ä\"\\/": weight("BF16", 65, 63), "one": weight("BF16", 1, 1)}
     fine = {n: tuned(t) if t.dtype.kind in "fV" else t.copy() for n, t in base.items()}
     fine["same"] = base["same"].copy()
     fine["integers"][3, 3] = -1
@@ -152,7 +152,21 @@ def variants():
             at = dice.integers(0, bits.size, 40)
             bits[at] = dice.choice([0x7F80, 0xFF80, 0x7FC0, 0xFFFF, 0x7F81, 0x0001, 0x8001, 0x8000,
                                     0, 0x7F7F, 0xFF7F, 0x0080], 40)
-    yield "special-values", base, fine, {}, {}
+    yield "not-finite", base, fine, {}, {}
+
+    # Finite, but at the edges: subnormal numbers, signed zeros, in F16 sums that overflow.
+    for dtype, edges in ("BF16", (0x0001, 0x8001, 0x8000, 0, 0x0080, 0x007F, 0x807F, 0x3F80)), \
+                        ("F16", (0x0001, 0x8001, 0x8000, 0, 0x7BFF, 0xFBFF, 0x0400, 0x03FF, 0x3C00)):
+        base = model(dtype)
+        fine = tune(base)
+        for t in list(base.values()) + list(fine.values()):
+            bits = t.view(np.uint16).reshape(-1)
+            at = dice.integers(0, bits.size, bits.size // 20)
+            bits[at] = dice.choice(edges, at.size)
+        yield f"edges-{dtype.lower()}", base, fine, {}, {}
+    base = model("BF16")
+    fine = {n: tuned(t, scale=1e-40 if i % 2 else 1e36) for i, (n, t) in enumerate(base.items())}
+    yield "tiny-and-huge-changes", base, fine, {}, {}
 
     base = model("BF16")
     yield "identical", base, {n: t.copy() for n, t in base.items()}, {}, {}

@@ -81,15 +81,17 @@ def encodings(delta):
     return {t["name"]: t["encoding"] for file in manifest["files"] for t in file.get("tensors", [])}
 
 
-def check(name, base, fine):
-    top = os.path.join(work, name)
+def check(name, base, fine, *options, plain_base=None):
+    top = os.path.join(work, "test")
+    shutil.rmtree(top, ignore_errors=True)
+    os.mkdir(top)
     delta, export, decoded, mnt = (os.path.join(top, x) for x in
                                    (name + ".bdelta", "export", "decoded", "mnt"))
     bitdelta = os.path.join(build, "bitdelta")
-    call(bitdelta, "import", "--base", base, fine, "-o", delta)
+    call(bitdelta, "import", *options, "--base", base, fine, "-o", delta)
     call(bitdelta, "verify", "--base", base, delta)
     call(bitdelta, "export", delta, "--base", base, "-o", export)
-    call(sys.executable, os.path.join(here, "decode.py"), delta, base, decoded)
+    call(sys.executable, os.path.join(here, "decode.py"), delta, plain_base or base, decoded)
     same_files(export, decoded)
     os.mkdir(mnt)
     call(os.path.join(build, "mount.bitdelta"), base, mnt, "-o", f"deltas={delta}")
@@ -98,11 +100,11 @@ def check(name, base, fine):
     finally:
         call(bitdelta, "umount", mnt)
     kinds = encodings(delta)
-    signs = check_content(base, fine, export, kinds)
+    signs = check_content(plain_base or base, fine, export, kinds)
     sizes = sum(os.path.getsize(f) for f in shards(fine)), os.path.getsize(delta)
     print(f"# {name}: {signs} of {len(kinds)} tensors approximated, "
           f"{sizes[0]} bytes of safetensors, delta {sizes[1]}")
-    assert name not in ("identical",) or (signs == 0 and sizes[1] < sizes[0] / 5)
+    assert name != "identical" or (signs == 0 and sizes[1] < sizes[0] / 5)
     shutil.rmtree(top)
 
 
@@ -119,17 +121,29 @@ def cache_entry(top, pair, revision="0123456789abcdef0123456789abcdef01234567"):
     return repo
 
 
-for name, base, fine, base_options, fine_options in make_variants.variants():
-    with step(f"variant {name}"):
-        pair = os.path.join(work, name)
-        make_variants.save(os.path.join(pair, "base"), base, **base_options)
-        make_variants.save(os.path.join(pair, "fine"), fine, **fine_options)
-        if name == "bf16":
-            shutil.copytree(pair, os.path.join(work, "cache-entry"))
-        check(name, os.path.join(pair, "base"), os.path.join(pair, "fine"))
+EVERYTHING = "--sign", "*"  # also vocabularies and small tensors
+FURTHER = {  # pairs that are imported again with other options
+    "bf16": [("--scale", "tensor"), ("--scale", "row"), ("--attenuation", "1"), EVERYTHING],
+    "f32": [("--raw", "*mlp*"), EVERYTHING],
+    "grown-vocabulary": [EVERYTHING],
+    "shrunk-vocabulary": [EVERYTHING],
+    "only-one-row-more": [EVERYTHING],
+    "mixed-dtypes": [EVERYTHING],
+    "shapes-and-names": [EVERYTHING],
+    "edges-bf16": [EVERYTHING],
+    "edges-f16": [EVERYTHING],
+}
 
-with step("variant cache-entry"):
-    pair = os.path.join(work, "cache-entry")
-    check("cache-entry", cache_entry(pair, pair), os.path.join(pair, "fine"))
+for name, base, fine, base_options, fine_options in make_variants.variants():
+    pair = os.path.join(work, name)
+    base_dir, fine_dir = os.path.join(pair, "base"), os.path.join(pair, "fine")
+    make_variants.save(base_dir, base, **base_options)
+    make_variants.save(fine_dir, fine, **fine_options)
+    for options in [()] + FURTHER.get(name, []):
+        with step(" ".join(("variant", name) + options)):
+            check(name, base_dir, fine_dir, *options)
+    if name == "bf16":
+        with step("variant bf16 with the base as a cache entry"):
+            check(name, cache_entry(os.path.join(work, "cache"), pair), fine_dir, plain_base=base_dir)
 
 finish()

@@ -53,7 +53,7 @@ for i in 1 2 3; do
 	pid=$(daemon_of "$M")
 	readers=()
 	for j in 1 2 3 4; do
-		(while cat "$M"/sharded/*.safetensors >/dev/null; do :; done) 2>/dev/null &
+		(while cat "$M"/sharded/*.safetensors; do :; done) >/dev/null 2>&1 &
 		readers+=($!)
 		pids+=($!)
 	done
@@ -63,7 +63,10 @@ for i in 1 2 3; do
 	2) umount -l "$M" ;;
 	3) until umount "$M" 2>/dev/null; do :; done ;;
 	esac
-	check "end under load, $i: the readers end" wait "${readers[@]}"
+	for j in "${readers[@]}"; do
+		wait "$j"
+	done
+	ok "end under load, $i: the readers end"
 	check "end under load, $i: the daemon ends" wait_for 60 has_ended "$pid"
 	check "end under load, $i: nothing is left" test ! -e "$M/sharded"
 done

@@ -60,13 +60,13 @@ same() {
 	fi
 }
 
-# refuses NAME STATUS PATTERN COMMAND...: it ends with that status and says so on stderr
+# refuses NAME STATUS PATTERN COMMAND...: it ends with that status (a pattern too) and says so on stderr
 refuses() {
 	local name=$1 status=$2 pattern=$3 text found
 	shift 3
 	text=$("$@" 2>&1 >/dev/null)
 	found=$?
-	if [ $found != "$status" ]; then
+	if ! grep -qxE "$status" <<<"$found"; then
 		not_ok "$name" "expected exit status $status, found $found: $text"
 	elif ! grep -qE -- "$pattern" <<<"$text"; then
 		not_ok "$name" "expected a message like '$pattern', found: $text"
@@ -102,9 +102,10 @@ models() {
 
 # daemon_of MOUNTPOINT: process id of the daemon that was started with this argument
 daemon_of() {
-	local p
+	local p exe
+	exe=$(realpath "$MOUNT")
 	for p in /proc/[0-9]*; do
-		[ "$(readlink "$p/exe" 2>/dev/null)" = "$(realpath "$MOUNT")" ] &&
+		[[ $(readlink "$p/exe" 2>/dev/null) == "$exe"* ]] && # "... (deleted)" after a new build
 			tr '\0' '\n' 2>/dev/null <"$p/cmdline" | grep -qxF -- "$1" &&
 			echo "${p#/proc/}" && return
 	done

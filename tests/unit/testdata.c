@@ -13,13 +13,16 @@
 
 #include "buffer.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
-	__has_feature(memory_sanitizer)
-#define SANITIZED 1
+#ifndef __has_feature
+#define __has_feature(x) 0
 #endif
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define SLOWNESS 30
+#elif defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer) || \
+	__has_feature(memory_sanitizer)
+#define SLOWNESS 10
+#else
+#define SLOWNESS 1
 #endif
 
 /* Everything that lives until exit. */
@@ -289,9 +292,5 @@ char *td_safetensors(const char *dir, const char *name, const struct td_tensor *
 
 unsigned td_slowness(void)
 {
-#ifdef SANITIZED
-	return 10;
-#else
-	return 1;
-#endif
+	return SLOWNESS;
 }

@@ -1,0 +1,266 @@
+/* import_plan.c: what to try for each tensor of a fine-tune, decided from names, types and shapes
+ * alone. See import_impl.h. */
+#include "import_impl.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <zlib.h>
+
+#include "container.h"
+#include "json.h"
+#include "manifest.h"
+
+#define MAX_CONFIG ((size_t)16 << 20)
+#define MANIFEST_BOUND 65536 /* of its own, without headers and what grows with them */
+
+#define NUMBER 14 /* bytes of the shape of a vector: 10^12 bytes at most */
+
+/* "model_type" of config.json, malloced; NULL where there is none. */
+static char *model_type(const struct bd_checkpoint *c)
+{
+	char *path = NULL, *text = NULL, key[256], value[256], *found = NULL;
+	struct bd_json j;
+	size_t size;
+	int rc;
+
+	if (asprintf(&path, "%s/config.json", c->path) < 0)
+		return NULL;
+	rc = bd_file_slurp(path, MAX_CONFIG, &text, &size, NULL);
+	if (rc == 0) {
+		bd_json_init(&j, text, size, path, 0, NULL);
+		rc = bd_json_object(&j);
+		while (rc == 0 && (rc = bd_json_member(&j, key, sizeof(key), NULL)) > 0) {
+			if (strcmp(key, "model_type") == 0 && bd_json_peek(&j) == BD_JSON_STRING &&
+			    !found) {
+				rc = bd_json_string(&j, value, sizeof(value), NULL);
+				found = rc == 0 ? strdup(value) : NULL;
+			} else {
+				rc = bd_json_skip(&j);
+			}
+		}
+	}
+	free(text);
+	free(path);
+	return found;
+}
+
+static int check_architecture(struct bd_plan *plan, struct bd_error *err)
+{
+	const struct bd_import_options *o = plan->options;
+	char *base = model_type(plan->base->checkpoint), *fine = model_type(plan->fine);
+	int rc = 0;
+
+	if (base && fine && strcmp(base, fine) != 0) {
+		if (o->force)
+			bd_import_note(plan->options, "%s is '%s', %s is '%s': imported all the same, as forced", o->base, base,
+			     o->fine, fine);
+		else
+			rc = bd_error_set(err, -EINVAL, "wrong architecture: the base %s is '%s', the "
+					  "fine-tune %s is '%s' (model_type in config.json); give the base "
+					  "that the fine-tune was made from, or --force", o->base, base,
+					  o->fine, fine);
+	}
+	free(base);
+	free(fine);
+	return rc;
+}
+
+static bool shapes_agree_from(const struct bd_tensor *a, const struct bd_tensor *b, unsigned from)
+{
+	if (a->dims != b->dims)
+		return false;
+	for (unsigned d = from; d < a->dims; d++)
+		if (a->shape[d] != b->shape[d])
+			return false;
+	return true;
+}
+
+/* Would signs be smaller than the tensor itself? Not for tiny or narrow ones. */
+static bool pays(const struct bd_tensor *t, uint64_t rows, uint64_t cols)
+{
+	return bd_manifest_plane_bytes(1, rows * cols) + (rows + cols) * sizeof(float) < t->size;
+}
+
+static void keep_base(struct bd_item *item, const struct bd_base_tensor *b, uint64_t head)
+{
+	struct bd_entry *e = item->entry;
+
+	item->base = b;
+	item->head = head;
+	e->base_dtype = b->tensor->dtype;
+	e->base_dims = b->tensor->dims;
+	memcpy(e->base_shape, b->tensor->shape, sizeof(e->base_shape));
+	e->base_sample = b->sample;
+}
+
+/* Decide what to try for one tensor. Exact without a look at the base is the default: item->base NULL. */
+static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_error *err)
+{
+	const struct bd_import_options *o = plan->options;
+	struct bd_entry *e = item->entry;
+	const struct bd_tensor *t = e->tensor;
+	const struct bd_base_tensor *b = bd_base_find(plan->base, t->name);
+	char have[200], want[200];
+	bool by_rule, may_sign, grown;
+	enum bd_wish wish = bd_policy_wish(t, o->rules, o->rule_count, &by_rule);
+	uint64_t slices;
+
+	e->encoding = e->head = BD_RAW;
+	e->error = -1;
+	if (!b || t->count == 0)
+		return 0;
+	grown = !bd_tensor_same_shape(t, b->tensor);
+	may_sign = wish == BD_WISH_SIGN && t->dims >= 1 && bd_dtype_is_weight(t->dtype) &&
+		   bd_dtype_is_weight(b->tensor->dtype);
+	if (grown && (t->dims < 2 || (by_rule && wish == BD_WISH_EXACT)))
+		return 0;
+	if (grown && (!shapes_agree_from(t, b->tensor, 1) ||
+		      !(bd_policy_is_vocabulary(t->name) || by_rule)))
+		return bd_error_set(err, -EINVAL, "tensor '%s' has shape %s in the base %s and %s in the "
+				    "fine-tune %s: give the base that the fine-tune was made from, or keep "
+				    "the tensor whole with --raw '%s'", t->name,
+				    bd_tensor_shape_text(b->tensor, have, sizeof(have)), o->base,
+				    bd_tensor_shape_text(t, want, sizeof(want)), o->fine, t->name);
+	slices = t->dims == 0 ? 1 : t->shape[0];
+	if (grown && b->tensor->shape[0] < slices)
+		slices = b->tensor->shape[0];
+	if (slices == 0)
+		return 0;
+	if (may_sign) {
+		e->cols = bd_tensor_cols(t);
+		e->rows = t->dims == 1 ? 1 : t->count / t->shape[0] * slices / e->cols;
+		item->sign = pays(t, e->rows, e->cols);
+	}
+	if (item->sign || t->dtype == b->tensor->dtype)
+		keep_base(item, b, slices);
+	return 0;
+}
+
+static int out_of_memory(const struct bd_plan *plan, struct bd_error *err)
+{
+	return bd_error_set(err, -ENOMEM, "%s: out of memory", plan->options->out);
+}
+
+static int by_file_name(const void *a, const void *b)
+{
+	const struct bd_delta_file *x = a, *y = b;
+
+	return strcmp(x->name, y->name);
+}
+
+/* The directory's files, ascending; safetensors files borrow their header from the checkpoint. */
+static int plan_files(struct bd_plan *plan, struct bd_error *err)
+{
+	struct bd_checkpoint *fine = plan->fine;
+	struct bd_delta *d = plan->delta;
+
+	d->files = calloc(fine->shard_count + fine->sidecar_count, sizeof(*d->files));
+	if (!d->files)
+		return out_of_memory(plan, err);
+	for (size_t i = 0; i < fine->shard_count + fine->sidecar_count; i++) {
+		struct bd_delta_file *f = &d->files[d->file_count++];
+		bool shard = i < fine->shard_count;
+
+		f->name = strdup(shard ? fine->shards[i].name : fine->sidecars[i - fine->shard_count]);
+		if (!f->name)
+			return out_of_memory(plan, err);
+		if (!shard)
+			continue;
+		f->st = fine->shards[i].st;
+		f->size = f->st->file_size;
+		f->entries = calloc(f->st->count ? f->st->count : 1, sizeof(*f->entries));
+		if (!f->entries)
+			return out_of_memory(plan, err);
+		for (size_t t = 0; t < f->st->count; t++)
+			f->entries[t].tensor = &f->st->tensors[t];
+	}
+	qsort(d->files, d->file_count, sizeof(*d->files), by_file_name);
+	return 0;
+}
+
+static struct bd_file *shard_file(const struct bd_plan *plan, const char *name)
+{
+	for (size_t s = 0; s < plan->fine->shard_count; s++)
+		if (strcmp(plan->fine->shards[s].name, name) == 0)
+			return plan->fine->shards[s].file;
+	return NULL;
+}
+
+int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
+{
+	struct bd_delta *d = plan->delta;
+	size_t related = 0;
+	int rc = check_architecture(plan, err);
+
+	if (rc == 0)
+		rc = plan_files(plan, err);
+	if (rc < 0)
+		return rc;
+	plan->items = calloc(plan->fine->tensor_count ? plan->fine->tensor_count : 1, sizeof(*plan->items));
+	if (!plan->items)
+		return out_of_memory(plan, err);
+	for (size_t f = 0; f < d->file_count; f++) {
+		struct bd_file *file = d->files[f].st ? shard_file(plan, d->files[f].name) : NULL;
+
+		for (size_t t = 0; file && t < d->files[f].st->count; t++) {
+			struct bd_item *item = &plan->items[plan->item_count++];
+
+			item->entry = &d->files[f].entries[t];
+			item->file = file;
+			rc = plan_tensor(plan, item, err);
+			if (rc < 0)
+				return rc;
+			related += item->base && item->entry->tensor->dims >= 2;
+		}
+	}
+	if (related == 0)
+		return bd_error_set(err, -EINVAL, "%s has no weight in common with the base %s (no tensor of "
+				    "the same name and shape): give the base that it was made from",
+				    plan->options->fine, plan->options->base);
+	return 0;
+}
+
+bool bd_item_is_resized(const struct bd_item *item)
+{
+	return item->base && !bd_tensor_same_shape(item->entry->tensor, item->base->tensor);
+}
+
+uint64_t bd_plan_header_bound(const struct bd_plan *plan)
+{
+	uint64_t data = plan->fine->tensor_bytes + MANIFEST_BOUND, bound;
+	struct stat st;
+
+	/* Whatever is stored is no longer than this: all tensors raw, and for each file its stream. */
+	for (size_t i = 0; i < plan->delta->file_count; i++) {
+		const struct bd_delta_file *f = &plan->delta->files[i];
+		char *path;
+
+		data += f->st ? 8 * f->st->header_size : 0;
+		if (f->st || asprintf(&path, "%s/%s", plan->fine->path, f->name) < 0)
+			continue;
+		data += stat(path, &st) == 0 ? compressBound((uLong)st.st_size) : 0;
+		free(path);
+	}
+	bound = 8 + 160 + bd_container_entry_bound(10, BD_U8, NUMBER, data) +
+		bd_container_entry_bound(8, BD_F32, NUMBER, data);
+	for (size_t i = 0; i < plan->delta->file_count; i++)
+		if (!plan->delta->files[i].st)
+			bound += bd_container_entry_bound(
+				bd_container_name_bound(plan->delta->files[i].name) + 5, BD_U8, NUMBER, data);
+	for (size_t i = 0; i < plan->item_count; i++) {
+		const struct bd_item *item = &plan->items[i];
+		const struct bd_tensor *t = item->entry->tensor;
+		size_t name = bd_container_name_bound(t->name) + 5, raw, sign = 0;
+		char shape[200];
+
+		raw = bd_container_entry_bound(
+			name, t->dtype, strlen(bd_tensor_shape_text(t, shape, sizeof(shape))), data);
+		if (item->sign)
+			sign = bd_container_entry_bound(name, BD_U8, NUMBER, data);
+		bound += bd_item_is_resized(item) ? sign + raw : sign > raw ? sign : raw;
+	}
+	return bound;
+}
