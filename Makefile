@@ -85,7 +85,8 @@ tests: $(UNITS) $(REPLAYS) $(BENCHES)
 
 deps:
 	tests/setup.sh build
-demo: deps
+demo:
+	tests/setup.sh demo
 	+$(MAKE) --no-print-directory all
 	tests/demo.sh
 check:

@@ -127,39 +127,39 @@ static int explain_no_weights(const struct load *l)
 	if (has_entry(l, "adapter_config.json"))
 		found = "adapter_config.json";
 	if (found)
-		return bd_error_set(l->err, -EINVAL, "%s: holds a LoRA adapter (%s); merge it into its "
-				    "base first (peft: merge_and_unload, then save_pretrained) and import "
-				    "the merged model", path, found);
+		return bd_error_set(l->err, -EINVAL, "%s: holds a LoRA adapter (%s); merge it into "
+				    "its base first (peft: merge_and_unload, then save_pretrained) "
+				    "and import the merged model", path, found);
 	found = find_prefix(l, "models--");
 	if (found)
 		return bd_error_set(l->err, -EINVAL, "%s: is a Hugging Face cache; give one of its "
 				    "entries, such as %s/%s", path, path, found);
 	found = find_suffix(l, ".safetensors");
 	if (found)
-		return bd_error_set(l->err, -EINVAL, "%s: holds %s, but neither " SINGLE " nor " INDEX
-				    "; the download may be incomplete, or the file has another name "
-				    "than loaders expect", path, found);
+		return bd_error_set(l->err, -EINVAL, "%s: holds %s, but neither " SINGLE " nor "
+				    INDEX "; the download may be incomplete, or the file has "
+				    "another name than loaders expect", path, found);
 	for (size_t i = 0; i < sizeof(pickled) / sizeof(pickled[0]); i++) {
 		found = find_suffix(l, pickled[i]);
 		if (found)
-			return bd_error_set(l->err, -EINVAL, "%s: has weights only in pickled form (%s); "
-					    "convert them to safetensors first (e.g. load the model with "
-					    "transformers and save_pretrained(..., "
+			return bd_error_set(l->err, -EINVAL, "%s: has weights only in pickled form "
+					    "(%s); convert them to safetensors first (e.g. load "
+					    "the model with transformers and save_pretrained(..., "
 					    "safe_serialization=True))", path, found);
 	}
 	found = find_suffix(l, ".gguf");
 	if (found)
-		return bd_error_set(l->err, -EINVAL, "%s: holds GGUF weights (%s), which are not supported "
-				    "as a source; give the directory of the safetensors checkpoint that "
-				    "they were made from", path, found);
+		return bd_error_set(l->err, -EINVAL, "%s: holds GGUF weights (%s), which are not "
+				    "supported as a source; give the directory of the safetensors "
+				    "checkpoint that they were made from", path, found);
 	for (int i = 0; i < l->entry_count; i++)
 		if (weight_suffix(l->entries[i]->d_name))
-			return bd_error_set(l->err, -EINVAL, "%s: has no safetensors weights, only %s; "
-					    "convert them to safetensors first", path,
+			return bd_error_set(l->err, -EINVAL, "%s: has no safetensors weights, only "
+					    "%s; convert them to safetensors first", path,
 					    l->entries[i]->d_name);
 	if (has_entry(l, "model_index.json"))
-		return bd_error_set(l->err, -EINVAL, "%s: is a pipeline of several models; give the "
-				    "directory of one of them", path);
+		return bd_error_set(l->err, -EINVAL, "%s: is a pipeline of several models; give "
+				    "the directory of one of them", path);
 	return bd_error_set(l->err, -EINVAL, "%s: holds neither " SINGLE " nor " INDEX, path);
 }
 
@@ -185,8 +185,8 @@ static int index_shard(struct load *l, struct bd_json *j, const char *name, size
 	if (bd_name_table_find(x->shard_names, name, number))
 		return 0;
 	if (!bd_name_is_component(name, length) || !ends_with(name, ".safetensors"))
-		return bd_json_fail(j, "\"%s\" is no file name of a shard (one component that ends in "
-				    ".safetensors)", name);
+		return bd_json_fail(j, "\"%s\" is no file name of a shard (one component that ends "
+				    "in .safetensors)", name);
 	if (x->shard_count == x->shard_room) {
 		size_t room = x->shard_room ? x->shard_room * 2 : 64;
 		char **shards = realloc(x->shards, room * sizeof(*shards));
@@ -222,16 +222,15 @@ static int read_weight_map(struct load *l, struct bd_json *j)
 		if (rc <= 0)
 			return rc;
 		if (length == 0 || !bd_utf8_is_plain(name, length))
-			return bd_json_fail(j, "tensor name that is empty or has control characters");
+			return bd_json_fail(j, "tensor name that is empty or has control "
+					    "characters");
 		rc = bd_json_string(j, shard, sizeof(shard), &shard_length);
 		if (rc == 0)
 			rc = index_shard(l, j, shard, shard_length, &number);
 		if (rc)
 			return rc;
-		rc = bd_name_table_add(x->tensors, name, number);
-		if (rc == -EEXIST)
-			return bd_json_fail(j, "tensor %s is listed for the second time", name);
-		if (rc)
+		/* No name comes twice: bd_json_check saw to it. */
+		if (bd_name_table_add(x->tensors, name, number))
 			return no_memory(l);
 		x->names_size += length + 1;
 	}
@@ -368,8 +367,8 @@ static int check_listed(const struct load *l, const struct bd_shard *shard, cons
 		return bd_error_set(l->err, -EINVAL, "%s/%s: tensor %s is not listed in " INDEX,
 				    l->c->path, shard->name, name);
 	if (strcmp(l->index.shards[number], shard->name) != 0)
-		return bd_error_set(l->err, -EINVAL, "%s/%s: holds tensor %s, which according to " INDEX
-				    " is in %s", l->c->path, shard->name, name,
+		return bd_error_set(l->err, -EINVAL, "%s/%s: holds tensor %s, which according to "
+				    INDEX " is in %s", l->c->path, shard->name, name,
 				    l->index.shards[number]);
 	return 0;
 }
@@ -399,7 +398,9 @@ static int name_tensors(struct load *l)
 				return no_memory(l);
 		}
 	}
-	for (; l->indexed && name < l->index.names + l->index.names_size; name += strlen(name) + 1) {
+	if (!l->indexed)
+		return 0;
+	for (; name < l->index.names + l->index.names_size; name += strlen(name) + 1) {
 		uint32_t number;
 
 		if (bd_name_table_find(c->names, name, NULL))
@@ -446,8 +447,8 @@ static int why_not_file(const struct load *l, const char *name, const char **why
 		return no_memory(l);
 	rc = stat(path, &st) < 0 ? -errno : 0;
 	if (rc == -ENOENT || rc == -ELOOP) {
-		rc = bd_error_set(l->err, -EINVAL, "%s: is a link to a file that is not there; download "
-				  "the model again or remove the link", path);
+		rc = bd_error_set(l->err, -EINVAL, "%s: is a link to a file that is not there; "
+				  "download the model again or remove the link", path);
 	} else if (rc) {
 		bd_error_set(l->err, rc, "%s: cannot be examined: %s", path, strerror(-rc));
 	} else if (S_ISDIR(st.st_mode)) {

@@ -22,7 +22,7 @@ struct bd_shard {
 
 struct bd_checkpoint {
 	char *path;     /* the directory that holds the files, after resolving a cache entry */
-	char *label;    /* how people call it: "org/name" for a cache entry, else the last component */
+	char *label;    /* "org/name" for a cache entry, else the last component of path */
 	char *revision; /* commit of a cache entry, else NULL */
 	struct bd_shard *shards; /* in order of name */
 	size_t shard_count;
@@ -41,7 +41,8 @@ struct bd_checkpoint {
 int bd_checkpoint_open(struct bd_checkpoint **c, const char *path, struct bd_error *err);
 void bd_checkpoint_close(struct bd_checkpoint *c); /* NULL allowed */
 
-/* Constant time (but for the logarithm of the number of shards). NULL where there is none; *shard (may be NULL) says where it lies. */
+/* Constant time (but for the logarithm of the number of shards). NULL where there is none; *shard
+ * (may be NULL) says where it lies. */
 const struct bd_tensor *bd_checkpoint_find(const struct bd_checkpoint *c, const char *name,
 					   const struct bd_shard **shard);
 

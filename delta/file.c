@@ -77,8 +77,8 @@ int bd_file_read(struct bd_file *file, void *buf, size_t size, uint64_t offset,
 
 	/* Also keeps offset + size within off_t. */
 	if (offset > INT64_MAX || size > INT64_MAX - offset)
-		return bd_error_set(err, -EIO, "%s: no %zu bytes at offset %" PRIu64, file->path, size,
-				    offset);
+		return bd_error_set(err, -EIO, "%s: no %zu bytes at offset %" PRIu64, file->path,
+				    size, offset);
 	while (done < size) {
 		ssize_t n = pread(file->fd, (char *)buf + done, size - done,
 				  (off_t)(offset + done));
@@ -86,13 +86,12 @@ int bd_file_read(struct bd_file *file, void *buf, size_t size, uint64_t offset,
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			return bd_error_set(err, -EIO, "%s: cannot read %zu bytes at offset %" PRIu64 ": %s",
-					    file->path, size - done,
-					    offset + done, strerror(errno));
+			return bd_error_set(err, -EIO, "%s: cannot read %zu bytes at offset %"
+					    PRIu64 ": %s", file->path, size - done, offset + done,
+					    strerror(errno));
 		if (n == 0)
-			return bd_error_set(err, -EIO,
-					    "%s: ends at offset %" PRIu64 ", where %zu more bytes are needed",
-					    file->path, offset + done,
+			return bd_error_set(err, -EIO, "%s: ends at offset %" PRIu64 ", where %zu "
+					    "more bytes are needed", file->path, offset + done,
 					    size - done);
 		done += (size_t)n;
 	}
@@ -113,30 +112,27 @@ int bd_file_check(struct bd_file *file, struct bd_error *err)
 		return bd_error_set(err, -EIO, "%s: cannot be examined any more: %s", file->path,
 				    strerror(errno));
 	if (now.st_dev != was->st_dev || now.st_ino != was->st_ino)
-		return bd_error_set(err, -EIO,
-				    "%s: became another file (device or inode number changed) while it "
-				    "was in use; remount or start again to use it as it is now",
-				    file->path);
+		return bd_error_set(err, -EIO, "%s: became another file (device or inode number "
+				    "changed) while it was in use; remount or start again to use "
+				    "it as it is now", file->path);
 	if (now.st_nlink == 0)
-		return bd_error_set(err, -EIO,
-				    "%s: was deleted or replaced while it was in use; put it back and "
-				    "remount or start again", file->path);
+		return bd_error_set(err, -EIO, "%s: was deleted or replaced while it was in use; "
+				    "put it back and remount or start again", file->path);
 	if (now.st_size != was->st_size)
-		return bd_error_set(err, -EIO,
-				    "%s: changed while it was in use (it had %lld bytes and has %lld); "
-				    "remount or start again to use it as it is now", file->path,
-				    (long long)was->st_size, (long long)now.st_size);
+		return bd_error_set(err, -EIO, "%s: changed while it was in use (it had %lld bytes "
+				    "and has %lld); remount or start again to use it as it is now",
+				    file->path, (long long)was->st_size, (long long)now.st_size);
 	if (!same_time(now.st_mtim, was->st_mtim))
-		return bd_error_set(err, -EIO,
-				    "%s: was written to while it was in use (modification time changed); "
-				    "remount or start again to use it as it is now", file->path);
+		return bd_error_set(err, -EIO, "%s: was written to while it was in use "
+				    "(modification time changed); remount or start again to use it "
+				    "as it is now", file->path);
 	/* A writer can set mtime back but not ctime. chmod, rename or a new hard link end here
 	 * as well, which is the price. */
 	if (!same_time(now.st_ctim, was->st_ctim))
-		return bd_error_set(err, -EIO,
-				    "%s: was altered while it was in use (status change time changed: "
-				    "written, renamed, linked, or its owner or mode set); remount or "
-				    "start again to use it as it is now", file->path);
+		return bd_error_set(err, -EIO, "%s: was altered while it was in use (status change "
+				    "time changed: written, renamed, linked, or its owner or mode "
+				    "set); remount or start again to use it as it is now",
+				    file->path);
 	return 0;
 }
 
@@ -152,8 +148,8 @@ int bd_file_slurp(const char *path, size_t limit, char **data, size_t *size, str
 	if (rc)
 		return rc;
 	if (file->size > limit) {
-		rc = bd_error_set(err, -EFBIG, "%s: has %" PRIu64 " bytes, at most %zu are expected", path,
-				  file->size, limit);
+		rc = bd_error_set(err, -EFBIG, "%s: has %" PRIu64 " bytes, at most %zu are "
+				  "expected", path, file->size, limit);
 		goto out;
 	}
 	buf = malloc((size_t)file->size + 1);

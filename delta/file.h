@@ -4,6 +4,8 @@
  * the file kill the process with SIGBUS. Device, inode, size, mtime and ctime are remembered; a
  * read that finds any of them changed fails with -EIO, so that old and new contents are never
  * mixed. A file that was deleted, replaced or truncated therefore gives errors, not other bytes.
+ * The limit: a writer in the same clock tick (some milliseconds) as the last change before the
+ * open, who keeps the size, goes unnoticed.
  * All functions may be called from several threads on one file. */
 #ifndef BD_FILE_H
 #define BD_FILE_H
@@ -37,8 +39,8 @@ int bd_file_read(struct bd_file *file, void *buf, size_t size, uint64_t offset,
  * and before its bytes are given to anybody. */
 int bd_file_check(struct bd_file *file, struct bd_error *err);
 
-/* Read a whole small file (at most `limit` bytes, else -EFBIG) and check it. *data is malloced, with a NUL
- * byte after its *size bytes. */
+/* Read a whole small file (at most `limit` bytes, else -EFBIG) and check it. *data is malloced, and
+ * a NUL byte follows its *size bytes; NULL after an error. */
 int bd_file_slurp(const char *path, size_t limit, char **data, size_t *size, struct bd_error *err);
 
 #endif

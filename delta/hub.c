@@ -48,7 +48,7 @@ static bool is_repository_name(const char *path)
 {
 	const char *slash = strchr(path, '/');
 
-	if (!slash || slash == path || !slash[1] || strchr(slash + 1, '/') || !isalnum((unsigned char)*path))
+	if (!slash || !slash[1] || strchr(slash + 1, '/') || !isalnum((unsigned char)*path))
 		return false;
 	for (const char *p = path; *p; p++)
 		if (!isalnum((unsigned char)*p) && !strchr("/-_.", *p))
@@ -62,18 +62,20 @@ static int explain_missing(const char *path, struct bd_error *err)
 
 	if (!is_repository_name(path))
 		return bd_error_set(err, -ENOENT, "%s: no such directory", path);
-	return bd_error_set(err, -ENOENT, "%s: no such directory; nothing is downloaded here, so give a "
-			    "local path: after a download with the Hugging Face tools that is "
-			    "~/.cache/huggingface/hub/%s%.*s--%s", path, entry_prefix,
+	return bd_error_set(err, -ENOENT, "%s: no such directory; nothing is downloaded here, so "
+			    "give a local path: after a download with the Hugging Face tools that "
+			    "is ~/.cache/huggingface/hub/%s%.*s--%s", path, entry_prefix,
 			    (int)(slash - path), path, slash + 1);
 }
 
 static int explain_file(const char *path, struct bd_error *err)
 {
 	if (ends_with(path, ".gguf"))
-		return bd_error_set(err, -EINVAL, "%s: GGUF files are not supported as a source; give the "
-				    "directory of the safetensors checkpoint that it was made from", path);
-	return bd_error_set(err, -EINVAL, "%s: is a file; give the directory that holds the model", path);
+		return bd_error_set(err, -EINVAL, "%s: GGUF files are not supported as a source; "
+				    "give the directory of the safetensors checkpoint that it was "
+				    "made from", path);
+	return bd_error_set(err, -EINVAL, "%s: is a file; give the directory that holds the model",
+			    path);
 }
 
 static int is_visible(const struct dirent *entry)
@@ -99,8 +101,8 @@ static int sole_snapshot(const char *entry, const char *snapshots, char **revisi
 		return bd_error_set(err, rc, "%s: cannot be listed: %s", snapshots, strerror(-rc));
 	}
 	if (n == 0) {
-		rc = bd_error_set(err, -EINVAL, "%s: a cache entry without snapshots; download the model",
-				  entry);
+		rc = bd_error_set(err, -EINVAL, "%s: a cache entry without snapshots; download the "
+				  "model", entry);
 	} else if (n == 1) {
 		*revision = strdup(list[0]->d_name);
 		if (!*revision)
@@ -108,9 +110,9 @@ static int sole_snapshot(const char *entry, const char *snapshots, char **revisi
 	} else {
 		for (int i = 0; i < n; i++)
 			bd_buffer_printf(&names, "%s%s", i ? ", " : "", list[i]->d_name);
-		rc = bd_error_set(err, -EINVAL, "%s: a cache entry with %d snapshots and no refs/main; give "
-				  "one of them: %s/ followed by %s", entry, n, snapshots,
-				  names.failed ? "its name" : names.data);
+		rc = bd_error_set(err, -EINVAL, "%s: a cache entry with %d snapshots and no "
+				  "refs/main; give one of them: %s/ followed by %s", entry, n,
+				  snapshots, names.failed ? "its name" : names.data);
 	}
 	for (int i = 0; i < n; i++)
 		free(list[i]);
@@ -152,8 +154,9 @@ static int find_revision(const char *entry, const char *snapshots, char **revisi
 		goto out;
 	}
 	if (!is_directory(snapshot)) {
-		rc = bd_error_set(err, -EINVAL, "%s: names snapshot %s, which is not there; download the "
-				  "model again or give a snapshot directory", ref, text);
+		rc = bd_error_set(err, -EINVAL, "%s: names snapshot %s, which is not there; "
+				  "download the model again or give a snapshot directory", ref,
+				  text);
 		goto out;
 	}
 	*revision = text;

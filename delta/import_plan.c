@@ -110,6 +110,10 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 
 	e->encoding = e->head = BD_RAW;
 	e->error = -1;
+	if (strlen(t->name) > BD_MAX_NAME - strlen("sign/"))
+		return bd_error_set(err, -EINVAL, "%s: the name of tensor '%.64s...' has %zu bytes, and at most "
+				    "%zu can be kept", o->fine, t->name, strlen(t->name),
+				    BD_MAX_NAME - strlen("sign/"));
 	if (!b || t->count == 0)
 		return 0;
 	grown = !bd_tensor_same_shape(t, b->tensor);
@@ -127,7 +131,8 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 	slices = t->dims == 0 ? 1 : t->shape[0];
 	if (grown && b->tensor->shape[0] < slices)
 		slices = b->tensor->shape[0];
-	if (slices == 0)
+	/* Kept whole where slices are not whole bytes, as in F4 with an odd number of columns. */
+	if (slices == 0 || (grown && t->size % t->shape[0] != 0))
 		return 0;
 	if (may_sign) {
 		e->cols = bd_tensor_cols(t);

@@ -103,6 +103,10 @@ static int measure(struct bd_item *item, char *fine, char *base, char *out, stru
 			size += b * b;
 		}
 	}
+	if (!isfinite(off)) { /* a rebuilt number overflows: no finite weight may become infinite */
+		item->usable = false;
+		return 0;
+	}
 	e->error = moved > 0 ? sqrt(off / moved) : off > 0 ? 1 : 0;
 	item->change = size > 0 ? sqrt(moved / size) : 0;
 	return 0;

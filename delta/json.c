@@ -211,7 +211,7 @@ static int read_escape(struct bd_json *j, uint32_t *code)
 	static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
 	char letter = j->at + 1 < j->size ? j->text[j->at + 1] : '\0';
 	const char *known = letter ? strchr(letters, letter) : NULL;
-	uint32_t low;
+	uint32_t low = 0;
 	int rc;
 
 	if (known) {
@@ -326,7 +326,8 @@ int bd_json_string_dup(struct bd_json *j, char **out, size_t *length)
 	if (read_string(&ahead, NULL, 0, &size, "a string") == 0) {
 		copy = malloc(size + 1);
 		if (!copy)
-			return fail_code(j, -ENOMEM, "out of memory for a string of %zu bytes", size);
+			return fail_code(j, -ENOMEM, "out of memory for a string of %zu bytes",
+					 size);
 	} else {
 		size = 0;
 		copy = NULL;

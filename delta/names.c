@@ -1,7 +1,7 @@
 /* names.c: the hash table from names to numbers, see names.h.
  *
  * Open addressing with linear probing over 16-byte slots, at most three quarters full. A slot keeps
- * half of the hash, so that growing touches no name and nearly every mismatch costs no comparison. */
+ * half of the hash, so that growing touches no name and nearly no mismatch costs a comparison. */
 #include "names.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* safetensors.c: the strict reader of safetensors headers, see safetensors.h.
  *
- * Refused although the reference parser (crate safetensors, 2024) takes them, because no writer
+ * Refused although the reference parser (crate safetensors, 0.8) takes them, because no writer
  * produces them and each has two readings: a tensor name or metadata key that occurs twice (also
  * when one is written with escapes), empty tensor names, tensor names with control characters or
  * of more than BD_MAX_NAME bytes, control characters in metadata keys, U+0000 in metadata values,
@@ -56,22 +56,22 @@ static int header_length(const char *data, size_t size, uint64_t file_size, cons
 			 uint64_t *length, struct bd_error *err)
 {
 	if (size >= strlen(lfs_pointer) && memcmp(data, lfs_pointer, strlen(lfs_pointer)) == 0)
-		return bd_error_set(err, -EINVAL, "%s: is a Git LFS pointer and not the file itself; "
-				    "run `git lfs pull` in its repository", what);
+		return bd_error_set(err, -EINVAL, "%s: is a Git LFS pointer and not the file "
+				    "itself; run `git lfs pull` in its repository", what);
 	if (file_size < 8 || size < 8)
-		return bd_error_set(err, -EINVAL, "%s: at byte 0: %" PRIu64 " bytes are too few for a "
-				    "safetensors file", what, file_size);
+		return bd_error_set(err, -EINVAL, "%s: at byte 0: %" PRIu64 " bytes are too few "
+				    "for a safetensors file", what, file_size);
 	*length = read_le64(data);
 	if (*length == 0)
 		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header is empty", what);
 	if (*length > BD_MAX_HEADER)
-		return bd_error_set(err, -EINVAL, "%s: at byte 0: a header of %" PRIu64 " bytes (at "
-				    "most %u are allowed); this is no safetensors file", what, *length,
-				    BD_MAX_HEADER);
+		return bd_error_set(err, -EINVAL, "%s: at byte 0: a header of %" PRIu64 " bytes "
+				    "(at most %u are allowed); this is no safetensors file", what,
+				    *length, BD_MAX_HEADER);
 	if (*length > file_size - 8)
-		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header has %" PRIu64 " bytes, but "
-				    "only %" PRIu64 " follow; the file is cut short or no safetensors file",
-				    what, *length, file_size - 8);
+		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header has %" PRIu64 " "
+				    "bytes, but only %" PRIu64 " follow; the file is cut short or "
+				    "no safetensors file", what, *length, file_size - 8);
 	return 0;
 }
 
@@ -123,8 +123,8 @@ static int index_metadata(struct parse *p)
 		int rc = bd_name_table_add(st->keys, st->metadata[i].key, (uint32_t)i);
 
 		if (rc == -EEXIST)
-			return bd_error_set(p->err, -EINVAL, "%s: metadata key \"%.80s\" occurs twice",
-					    p->what, st->metadata[i].key);
+			return bd_error_set(p->err, -EINVAL, "%s: metadata key \"%.80s\" occurs "
+					    "twice", p->what, st->metadata[i].key);
 		if (rc)
 			return no_memory(p);
 	}
@@ -241,18 +241,19 @@ static int check_tensor(struct parse *p, struct bd_tensor *t, uint64_t end)
 	if (__builtin_mul_overflow(t->count, (uint64_t)bd_dtype_bits(t->dtype), &bits))
 		return bd_json_fail(j, "the shape of tensor %s is too large", t->name);
 	if (bits % 8 != 0)
-		return bd_json_fail(j, "tensor %s has %" PRIu64 " bits, which is no number of bytes",
-				    t->name, bits);
+		return bd_json_fail(j, "tensor %s has %" PRIu64 " bits, which is no number of "
+				    "bytes", t->name, bits);
 	t->size = bits / 8;
 	if (t->offset > end)
-		return bd_json_fail(j, "tensor %s begins at %" PRIu64 " and ends before, at %" PRIu64,
-				    t->name, t->offset, end);
+		return bd_json_fail(j, "tensor %s begins at %" PRIu64 " and ends before, at %"
+				    PRIu64, t->name, t->offset, end);
 	if (end > p->data_size)
-		return bd_json_fail(j, "tensor %s ends at %" PRIu64 " of %" PRIu64 " bytes of data; the "
-				    "file is cut short or damaged", t->name, end, p->data_size);
+		return bd_json_fail(j, "tensor %s ends at %" PRIu64 " of %" PRIu64 " bytes of "
+				    "data; the file is cut short or damaged", t->name, end,
+				    p->data_size);
 	if (end - t->offset != t->size)
-		return bd_json_fail(j, "tensor %s takes %" PRIu64 " bytes, but its dtype and shape mean "
-				    "%" PRIu64, t->name, end - t->offset, t->size);
+		return bd_json_fail(j, "tensor %s takes %" PRIu64 " bytes, but its dtype and shape "
+				    "mean %" PRIu64, t->name, end - t->offset, t->size);
 	t->offset += p->st->header_size;
 	return 0;
 }
@@ -344,24 +345,25 @@ static int place_tensors(struct parse *p)
 		int rc = bd_name_table_add(st->names, t->name, (uint32_t)i);
 
 		if (rc == -EEXIST)
-			return bd_error_set(p->err, -EINVAL, "%s: two tensors are called %s", p->what,
-					    t->name);
+			return bd_error_set(p->err, -EINVAL, "%s: two tensors are called %s",
+					    p->what, t->name);
 		if (rc)
 			return no_memory(p);
 		if (t->offset > at)
-			return bd_error_set(p->err, -EINVAL, "%s: at byte %" PRIu64 ": a hole of %" PRIu64
-					    " bytes between %s and tensor %s", p->what, at,
+			return bd_error_set(p->err, -EINVAL, "%s: at byte %" PRIu64 ": a hole of %"
+					    PRIu64 " bytes between %s and tensor %s", p->what, at,
 					    t->offset - at, before, t->name);
 		if (t->offset < at)
-			return bd_error_set(p->err, -EINVAL, "%s: at byte %" PRIu64 ": tensor %s overlaps "
-					    "tensor %s", p->what, t->offset, t->name, before);
+			return bd_error_set(p->err, -EINVAL, "%s: at byte %" PRIu64 ": tensor %s "
+					    "overlaps tensor %s", p->what, t->offset, t->name,
+					    before);
 		at += t->size;
 		before = t->name;
 	}
 	if (at != st->file_size)
-		return bd_error_set(p->err, -EINVAL, "%s: at byte %" PRIu64 ": %" PRIu64 " bytes that "
-				    "belong to no tensor follow %s", p->what, at, st->file_size - at,
-				    before);
+		return bd_error_set(p->err, -EINVAL, "%s: at byte %" PRIu64 ": %" PRIu64 " bytes "
+				    "that belong to no tensor follow %s", p->what, at,
+				    st->file_size - at, before);
 	return 0;
 }
 
@@ -418,7 +420,7 @@ out:
 int bd_safetensors_parse(struct bd_safetensors **st, const char *data, size_t size,
 			 uint64_t file_size, const char *what, struct bd_error *err)
 {
-	uint64_t length;
+	uint64_t length = 0;
 	char *header;
 	int rc;
 
@@ -427,12 +429,12 @@ int bd_safetensors_parse(struct bd_safetensors **st, const char *data, size_t si
 	if (rc)
 		return rc;
 	if (length > size - 8)
-		return bd_error_set(err, -EINVAL, "%s: at byte 8: the header has %" PRIu64 " bytes, but "
-				    "only %zu were read", what, length, size - 8);
+		return bd_error_set(err, -EINVAL, "%s: at byte 8: the header has %" PRIu64 " "
+				    "bytes, but only %zu were read", what, length, size - 8);
 	header = malloc(8 + (size_t)length);
 	if (!header)
-		return bd_error_set(err, -ENOMEM, "%s: out of memory for a header of %" PRIu64 " bytes",
-				    what, length);
+		return bd_error_set(err, -ENOMEM, "%s: out of memory for a header of %" PRIu64 " "
+				    "bytes", what, length);
 	memcpy(header, data, 8 + (size_t)length);
 	return parse_header(st, header, 8 + (size_t)length, file_size, what, err);
 }
@@ -441,7 +443,7 @@ int bd_safetensors_read(struct bd_safetensors **st, struct bd_file *file, struct
 {
 	char start[sizeof(lfs_pointer)];
 	size_t start_size = file->size < sizeof(start) ? (size_t)file->size : sizeof(start);
-	uint64_t length;
+	uint64_t length = 0;
 	char *header;
 	int rc;
 
@@ -453,8 +455,8 @@ int bd_safetensors_read(struct bd_safetensors **st, struct bd_file *file, struct
 		return rc;
 	header = malloc(8 + (size_t)length);
 	if (!header)
-		return bd_error_set(err, -ENOMEM, "%s: out of memory for a header of %" PRIu64 " bytes",
-				    file->path, length);
+		return bd_error_set(err, -ENOMEM, "%s: out of memory for a header of %" PRIu64 " "
+				    "bytes", file->path, length);
 	rc = bd_file_read(file, header, 8 + (size_t)length, 0, err);
 	if (rc == 0)
 		rc = bd_file_check(file, err);

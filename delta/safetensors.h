@@ -31,7 +31,7 @@ struct bd_metadata {
 };
 
 struct bd_safetensors {
-	struct bd_tensor *tensors; /* in order of offset; empty ones at their place, in header order */
+	struct bd_tensor *tensors; /* by offset; empty ones at their place, in header order */
 	size_t count;
 	struct bd_metadata *metadata; /* in header order */
 	size_t metadata_count;

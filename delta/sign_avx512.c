@@ -44,13 +44,24 @@ FN struct pair load(const uint8_t *p, enum bd_dtype dtype, bool full, __mmask32 
 	};
 }
 
-FN __m512 canonical(__m512 x)
+/* One comparison finds a NaN in either half. */
+FN __mmask16 any_nan(struct pair x)
+{
+	return _mm512_cmp_ps_mask(x.lo, x.hi, _CMP_UNORD_Q);
+}
+
+FN __m512 canonical_half(__m512 x)
 {
 	return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
 				  _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
 }
 
-/* To nearest even, on words: 32 at a time instead of 16. NaN must be canonical already. */
+FN struct pair canonical(struct pair x)
+{
+	return (struct pair){ canonical_half(x.lo), canonical_half(x.hi) };
+}
+
+/* To nearest even, on words: 32 at a time instead of 16. */
 FN __m512i round_bf16(struct pair x)
 {
 	/* The two words of each dword change places. */
@@ -73,15 +84,11 @@ FN __m512i round_bf16(struct pair x)
 	return _mm512_permutexvar_epi16(order, upper);
 }
 
+/* NaN must be canonical already. */
 FN void store(uint8_t *p, enum bd_dtype dtype, struct pair x, bool full, __mmask32 mask)
 {
 	__m512i words;
 
-	/* One comparison finds a NaN in either half; they are rare enough for a branch. */
-	if (__builtin_expect(_mm512_cmp_ps_mask(x.lo, x.hi, _CMP_UNORD_Q), 0)) {
-		x.lo = canonical(x.lo);
-		x.hi = canonical(x.hi);
-	}
 	if (dtype == BD_F32) {
 		_mm512_mask_storeu_ps(p, full ? 0xffff : (__mmask16)mask, x.lo);
 		_mm512_mask_storeu_ps(p + 64, full ? 0xffff : (__mmask16)(mask >> 16), x.hi);
@@ -149,33 +156,46 @@ FN struct pair add_plane(struct pair acc, const struct plane *plane, uint64_t i,
 	return acc;
 }
 
-FN void rebuild_block(uint8_t *out, enum bd_dtype out_dtype, const uint8_t *base,
-		      enum bd_dtype base_dtype, const struct plane *planes, unsigned n, uint64_t i,
-		      bool full, __mmask32 mask)
+FN struct pair rebuild_block(const struct bd_sign_span *span, const struct plane *planes,
+			     unsigned n, uint64_t i, enum bd_dtype base, bool full, __mmask32 mask)
 {
-	struct pair acc = load(base + i * bd_sign_size(base_dtype), base_dtype, full, mask);
+	struct pair acc = load(span->base + i * bd_sign_size(base), base, full, mask);
 	unsigned p;
 
 	for (p = 0; p < n; p++)
 		acc = add_plane(acc, &planes[p], i, full, mask);
-	store(out + i * bd_sign_size(out_dtype), out_dtype, acc, full, mask);
+	return acc;
 }
 
 FN void rebuild_blocks(const struct bd_sign_span *span, unsigned n, enum bd_dtype base,
 		       enum bd_dtype out)
 {
 	const struct bd_sign_span s = *span; /* a copy, since stores to `out` might change *span */
+	const size_t size = bd_sign_size(out);
 	struct plane planes[BD_MAX_PLANES];
 	uint64_t i;
 	unsigned p;
 
 	for (p = 0; p < n; p++)
 		planes[p] = prepare(&s.plane[p]);
-	for (i = 0; i + BLOCK <= s.count; i += BLOCK)
-		rebuild_block(s.out, out, s.base, base, planes, n, i, true, 0);
-	if (i < s.count)
-		rebuild_block(s.out, out, s.base, base, planes, n, i, false,
-			      (1u << (s.count - i)) - 1);
+	for (i = 0; i + 2 * BLOCK <= s.count; i += 2 * BLOCK) {
+		struct pair a = rebuild_block(&s, planes, n, i, base, true, 0);
+		struct pair b = rebuild_block(&s, planes, n, i + BLOCK, base, true, 0);
+
+		/* Rare enough for a branch. */
+		if (__builtin_expect(!_kortestz_mask16_u8(any_nan(a), any_nan(b)), 0)) {
+			a = canonical(a);
+			b = canonical(b);
+		}
+		store(s.out + i * size, out, a, true, 0);
+		store(s.out + (i + BLOCK) * size, out, b, true, 0);
+	}
+	for (; i < s.count; i += BLOCK) {
+		__mmask32 mask = s.count - i < BLOCK ? (1u << (s.count - i)) - 1 : ~0u;
+		struct pair a = rebuild_block(&s, planes, n, i, base, false, mask);
+
+		store(s.out + i * size, out, canonical(a), false, mask);
+	}
 }
 
 FN void rebuild_span(const struct bd_sign_span *span, enum bd_dtype base, enum bd_dtype out)

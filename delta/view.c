@@ -241,7 +241,7 @@ static int rebuild(struct bd_view *v, const struct bd_piece *p, uint64_t first, 
 	struct bd_sign_run run = {
 		.planes = e->planes, .base_dtype = e->base_dtype, .out_dtype = e->tensor->dtype,
 	};
-	struct parts parts;
+	struct parts parts = { 0 };
 	int rc = lay_out(scratch, e->planes, &parts, err);
 
 	for (unsigned k = 0; rc == 0 && k < e->planes; k++) {

@@ -20,7 +20,7 @@ struct bdfs_options {
 	uid_t uid;         /* owner of all files */
 	gid_t gid;
 	mode_t umask;      /* taken off 0444 and 0555 */
-	unsigned threads;  /* most threads that serve requests; 0: two more than there are processors */
+	unsigned threads;  /* most threads that serve requests; 0: some more than processors */
 	unsigned readahead; /* KiB, set where root may; 0: as the kernel has it */
 	bool foreground;   /* return when the mount has ended */
 	bool allow_other;  /* other users too, as the permissions say */

@@ -56,11 +56,11 @@ for ((i = 0; i < rounds; i++)); do
 	drop "$base" "$fine"
 	seconds cat_cold both
 	drop "$base" "$fine"
-	seconds import_cold "$bin/bitdelta" import --base "$work/base" "$work/fine" -o "$delta.$i"
+	seconds import_cold "$bin/bitdelta" import --base "$work/base" "$work/fine" -o "$work/y.bdelta"
 	both
 	seconds cat_hot both
 	seconds import_hot "$bin/bitdelta" import --base "$work/base" "$work/fine" -o "$delta"
-	rm "$delta.$i"
+	rm "$work/y.bdelta"
 done
 
 echo "bench: reading through the mount against a plain file of the same size, $rounds rounds"

@@ -43,12 +43,8 @@ unmount_ours() {
 # Processes of ours: programs from build/ that inherited our temporary directory.
 our_processes() {
 	local p
-	for p in /proc/[0-9]*; do
-		case $(readlink "$p/exe" 2>/dev/null) in
-		"$root"/build/*) ;;
-		*) continue ;;
-		esac
-		tr '\0' '\n' 2>/dev/null <"$p/environ" | grep -qxF "TMPDIR=$TMPDIR" && echo "${p#/proc/}"
+	find /proc -maxdepth 2 -path '/proc/[0-9]*/exe' -lname "$root/build/*" 2>/dev/null | while read -r p; do
+		tr '\0' '\n' 2>/dev/null <"${p%exe}environ" | grep -qxF "TMPDIR=$TMPDIR" && basename "${p%/exe}"
 	done
 }
 
@@ -86,6 +82,8 @@ run() {
 	local out=$log/$name.log san=$log/$name.sanitizer
 	mkdir -p "$(dirname "$out")"
 	rm -f "$san".*
+	# Debian's python3 and tools before others of the same name
+	PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH \
 	ASAN_OPTIONS=detect_leaks=1:log_path=$san \
 	UBSAN_OPTIONS=print_stacktrace=1:log_path=$san \
 	TSAN_OPTIONS=second_deadlock_stack=1:log_path=$san \
@@ -220,9 +218,7 @@ done
 
 run layering 60 tests/layering.sh
 run docs 60 tests/docs.sh build/release
-for t in tests/golden/*.sh; do
-	[ -e "$t" ] && BUILD=$root/build/release run "golden/$(basename "$t" .sh)" 300 bash "$t"
-done
+run golden 60 tests/golden.sh build/release
 unit release
 unit asan
 unit tsan

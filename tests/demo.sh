@@ -9,6 +9,11 @@ work=build/demo
 python=build/venv/demo/bin/python
 mnt=$work/models
 
+if ! [ -x $python ] || ! [ -x $bin/bitdelta ]; then
+	echo "demo: start it with: make demo" >&2
+	exit 1
+fi
+
 step() { printf '\n== %s\n' "$*"; }
 show() { # print a command and run it
 	printf '$ %s\n' "$*"

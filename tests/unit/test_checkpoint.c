@@ -388,7 +388,19 @@ static void hub_cache(void **state)
 	refused(entry, -EINVAL, "model.safetensors: is a link to ../../blobs/b0, which is not there");
 	/* The cache itself. */
 	refused(td_path(entry, ".."), -EINVAL, "is a Hugging Face cache; give one of its entries");
-	/* Only the name of an entry: an ordinary directory. */
+	entry = CACHE("models--o--m", NULL, "aaa",);
+	td_mkdir(entry, "refs/main");
+	refused(entry, -EINVAL, "refs/main: is a directory");
+	/* Only the names of an entry: ordinary directories. */
+	dir = td_mkdir(td_dir(), "x/snapshots/aaa");
+	SHARD(dir, "model.safetensors", "a");
+	{
+		struct bd_checkpoint *c = opened(dir);
+
+		assert_string_equal(c->label, "aaa");
+		assert_null(c->revision);
+		bd_checkpoint_close(c);
+	}
 	dir = td_mkdir(td_dir(), "models--x--y");
 	SHARD(dir, "model.safetensors", "a");
 	{
@@ -432,6 +444,8 @@ static void no_checkpoint(void **state)
 	refused(td_path(dir, "config.json/x"), -ENOENT, "no such directory");
 	refused("meta-llama/Llama-2-7b-hf", -ENOENT,
 		"~/.cache/huggingface/hub/models--meta-llama--Llama-2-7b-hf");
+	refused("no name/either", -ENOENT, "no name/either: no such directory");
+	assert_null(strstr(err.text, "huggingface"));
 	refused("./nothing/here", -ENOENT, "./nothing/here: no such directory");
 	assert_null(strstr(err.text, "huggingface"));
 	refused("", -ENOENT, "no such directory");

@@ -177,6 +177,16 @@ static void reads(void **state)
 	assert_int_equal(bd_json_member(&j, key, sizeof(key), &length), 0);
 	assert_int_equal(bd_json_end(&j), 0);
 
+	bd_json_init(&j, "[null]", 6, "doc", 0, &err);
+	assert_int_equal(bd_json_array(&j), 0);
+	assert_int_equal(bd_json_item(&j), 1);
+	assert_int_equal(bd_json_bool(&j, &b), -EINVAL);
+	assert_string_equal(err.text, "doc: at byte 1: expected true or false, found null");
+	assert_int_equal(bd_json_item(&j), -EINVAL);
+	assert_int_equal(bd_json_u64(&j, &n), -EINVAL);
+	assert_int_equal(bd_json_string(&j, string, sizeof(string), NULL), -EINVAL);
+	assert_int_equal(bd_json_bool(&j, &b), -EINVAL);
+
 	bd_json_init(&j, "\"\\u0000x\"", 9, "doc", 0, &err);
 	assert_int_equal(bd_json_string_dup(&j, &dup, &length), 0);
 	assert_int_equal(length, 2);

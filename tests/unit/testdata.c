@@ -13,18 +13,6 @@
 
 #include "buffer.h"
 
-#ifndef __has_feature
-#define __has_feature(x) 0
-#endif
-#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
-#define SLOWNESS 30
-#elif defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer) || \
-	__has_feature(memory_sanitizer)
-#define SLOWNESS 10
-#else
-#define SLOWNESS 1
-#endif
-
 /* Everything that lives until exit. */
 static struct kept {
 	struct kept *before;
@@ -292,5 +280,5 @@ char *td_safetensors(const char *dir, const char *name, const struct td_tensor *
 
 unsigned td_slowness(void)
 {
-	return SLOWNESS;
+	return TD_SLOWNESS;
 }

@@ -63,5 +63,17 @@ char *td_raw_safetensors(const char *header, size_t header_size, const void *dat
 
 /* How much longer things may take than in an optimised build: 1, more under a sanitizer. */
 unsigned td_slowness(void);
+/* The same for the preprocessor. */
+#ifndef __has_feature
+#define __has_feature(x) 0
+#endif
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define TD_SLOWNESS 30
+#elif defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer) || \
+	__has_feature(memory_sanitizer)
+#define TD_SLOWNESS 10
+#else
+#define TD_SLOWNESS 1
+#endif
 
 #endif
