@@ -9,21 +9,26 @@
 #include <zlib.h>
 
 #include "manifest.h"
+#include "utf8.h"
 
 #define MAX_MANIFEST ((uint64_t)1 << 30)
 /* Deflate cannot expand by more than this, so a larger claim is a lie found before allocating. */
 #define MAX_EXPANSION 1032
 
+bool bd_manifest_size_is_possible(uint64_t packed, uint64_t plain)
+{
+	return packed <= MAX_MANIFEST && plain <= MAX_MANIFEST && plain <= packed * MAX_EXPANSION + 64;
+}
+
 /* Inflate a stored zlib stream whose contents are known to have `size` bytes. */
 static int inflate_stored(const struct bd_delta *d, const struct bd_tensor *t, uint64_t size,
 			  char **data, struct bd_error *err)
 {
-	uint64_t bound = t->size * MAX_EXPANSION + 64;
 	char *packed = NULL, *plain = NULL;
-	uLongf plain_size;
+	uLongf plain_size, packed_size;
 	int rc;
 
-	if (t->size > MAX_MANIFEST || size > MAX_MANIFEST || size > bound)
+	if (!bd_manifest_size_is_possible(t->size, size))
 		return bd_error_set(err, -EINVAL, "%s: '%s' claims an impossible size", d->file->path,
 				    t->name);
 	packed = malloc((size_t)t->size + 1);
@@ -38,8 +43,9 @@ static int inflate_stored(const struct bd_delta *d, const struct bd_tensor *t, u
 	if (rc < 0)
 		goto out;
 	plain_size = (uLongf)size + 1;
-	rc = uncompress((Bytef *)plain, &plain_size, (Bytef *)packed, (uLong)t->size);
-	if (rc != Z_OK || plain_size != size) {
+	packed_size = (uLong)t->size;
+	rc = uncompress2((Bytef *)plain, &plain_size, (Bytef *)packed, &packed_size);
+	if (rc != Z_OK || plain_size != size || packed_size != t->size) {
 		rc = bd_error_set(err, -EINVAL, "%s: '%s' is damaged (does not inflate to %" PRIu64
 				  " bytes)", d->file->path, t->name, size);
 		goto out;
@@ -67,9 +73,9 @@ static int check_metadata(const struct bd_delta *d, uint64_t *size, const char *
 		return bd_error_set(err, -EINVAL, "%s: not a .bdelta file (its metadata has no "
 				    "\"format\": \"bdelta\")", d->file->path);
 	if (!version || strcmp(version, "1") != 0)
-		return bd_error_set(err, -EINVAL, "%s: format version '%s', this program reads version "
+		return bd_error_set(err, -EINVAL, "%s: format version '%.40s', this program reads version "
 				    "1: a newer bitdelta is needed", d->file->path,
-				    version ? version : "");
+				    version && bd_utf8_is_plain(version, strlen(version)) ? version : "?");
 	if (!digits || strspn(digits, "0123456789") != strlen(digits) || strlen(digits) > 18 ||
 	    !*digits || !*hash || !bd_hash_is_text(*hash))
 		return bd_error_set(err, -EINVAL, "%s: manifest_size or manifest_xxh128 is missing or "

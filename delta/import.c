@@ -22,8 +22,8 @@
 #include "container.h"
 #include "import_impl.h"
 #include "manifest.h"
+#include "utf8.h"
 
-#define MAX_SIDECAR ((size_t)256 << 20)
 /* Above this, base and fine-tune are not relatives and one bit will not do. */
 #define UNRELATED 0.5
 
@@ -176,7 +176,8 @@ static int work_sign(void *context, size_t index, struct bd_error *err)
 	if (e->planes) {
 		rc = append_scales(im, item, err);
 		if (rc == 0)
-			rc = bd_container_place(im->container, "sign", e->tensor->name, BD_U8, 1, &size, size, &offset, err);
+			rc = bd_container_place(im->container, "sign", e->tensor->name, BD_U8, 1, &size,
+						size, &offset, err);
 	}
 	pass_turn(im);
 	if (rc == 0 && e->planes)
@@ -249,8 +250,8 @@ static int work_exact(void *context, size_t index, struct bd_error *err)
 		part.size -= part.size / e->tensor->shape[0] * from;
 	}
 	if (wanted)
-		rc = bd_container_place(im->container, "raw", part.name, part.dtype, part.dims, part.shape, part.size, &offset,
-			   err);
+		rc = bd_container_place(im->container, "raw", part.name, part.dtype, part.dims,
+					part.shape, part.size, &offset, err);
 	pass_turn(im);
 	return rc == 0 && wanted ? copy_raw(im, item, from, offset, err) : rc;
 }
@@ -301,7 +302,8 @@ static int store_scales(struct import *im, struct bd_error *err)
 	if (im->scale_count == 0)
 		return 0;
 	bd_hash_data(im->scales, size, im->plan.delta->scales_xxh128);
-	rc = bd_container_place(im->container, "scales", "", BD_F32, 1, &im->scale_count, size, &offset, err);
+	rc = bd_container_place(im->container, "scales", "", BD_F32, 1, &im->scale_count, size,
+				&offset, err);
 	return rc < 0 ? rc : bd_output_write(im->container->output, im->scales, size, offset, err);
 }
 
@@ -329,7 +331,7 @@ static int store_sidecar(struct import *im, struct bd_delta_file *f, struct bd_e
 
 	if (asprintf(&path, "%s/%s", im->plan.fine->path, f->name) < 0)
 		return out_of_memory(im, err);
-	rc = bd_file_slurp(path, MAX_SIDECAR, &plain, &size, err);
+	rc = bd_file_slurp(path, BD_MAX_SIDECAR, &plain, &size, err);
 	if (rc == 0)
 		rc = deflate_bytes(im, plain, size, &packed, &packed_size, err);
 	if (rc == 0) {
@@ -389,9 +391,9 @@ static void note_unrelated(const struct import *im)
 			far += im->plan.items[i].change > UNRELATED;
 		}
 	if (far * 2 > coded)
-		bd_import_note(im->options, "most weights differ from the base's by more than half of their size: is %s really "
-		     "the base of %s? One bit per weight will not keep such a difference",
-		     im->options->base, im->options->fine);
+		bd_import_note(im->options, "most weights differ from the base's by more than half of "
+			       "their size: is %s really the base of %s? One bit per weight will not "
+			       "keep such a difference", im->options->base, im->options->fine);
 }
 
 static int run(struct import *im, struct bd_error *err)
@@ -426,13 +428,24 @@ static int run(struct import *im, struct bd_error *err)
 
 /* ---- Beginning and end ---- */
 
+/* A directory may have any name, a label only text that can be shown. */
+static char *plain_copy(const char *name)
+{
+	char *copy = strdup(name);
+
+	for (char *p = copy; copy && !bd_utf8_is_plain(copy, strlen(copy)) && *p; p++)
+		if ((unsigned char)*p < 0x20 || (unsigned char)*p > 0x7e)
+			*p = '?';
+	return copy;
+}
+
 static int describe(struct import *im, struct bd_error *err)
 {
 	struct bd_delta *d = im->plan.delta;
 	const struct bd_checkpoint *c = im->plan.base->checkpoint;
 
-	d->base_label = strdup(c->label);
-	d->base_revision = c->revision ? strdup(c->revision) : NULL;
+	d->base_label = plain_copy(c->label);
+	d->base_revision = c->revision ? plain_copy(c->revision) : NULL;
 	d->producer = strdup("bitdelta " BD_VERSION);
 	d->scale_kind = strdup(bd_scale_name(im->options->scale));
 	d->attenuation = im->options->attenuation;

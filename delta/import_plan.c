@@ -55,8 +55,8 @@ static int check_architecture(struct bd_plan *plan, struct bd_error *err)
 
 	if (base && fine && strcmp(base, fine) != 0) {
 		if (o->force)
-			bd_import_note(plan->options, "%s is '%s', %s is '%s': imported all the same, as forced", o->base, base,
-			     o->fine, fine);
+			bd_import_note(o, "%s is '%s', %s is '%s': imported all the same, as forced",
+				       o->base, base, o->fine, fine);
 		else
 			rc = bd_error_set(err, -EINVAL, "wrong architecture: the base %s is '%s', the "
 					  "fine-tune %s is '%s' (model_type in config.json); give the base "

@@ -10,6 +10,7 @@
 #include "json.h"
 #include "names.h"
 #include "sign.h"
+#include "utf8.h"
 
 #define MAX_ELEMENTS ((uint64_t)1 << 56) /* so that planes * count cannot overflow */
 #define MAX_LABEL 1024
@@ -272,6 +273,8 @@ static int bind_rows(struct reader *r, struct record *rec)
 		rc = bind_sign(r, e, t->count / t->shape[0] * e->shared);
 	else if (e->base_dtype != t->dtype || t->size % t->shape[0] != 0)
 		rc = bd_json_fail(&r->json, "tensor '%s': another dtype than its base", t->name);
+	if (rc == 0 && e->shared == t->shape[0] && *e->tail_xxh128)
+		rc = bd_json_fail(&r->json, "tensor '%s': tail_xxh128, but no tail", t->name);
 	if (rc == 0 && e->shared < t->shape[0]) {
 		if (!*e->tail_xxh128)
 			return bd_json_fail(&r->json, "tensor '%s': no tail_xxh128", t->name);
@@ -347,9 +350,13 @@ static int bind_file(struct reader *r, struct bd_delta_file *file, const char *h
 		rc = bind_record(r, &r->records[i], &file->st->tensors[i]);
 		if (rc < 0)
 			return rc;
-		if (r->records[i].entry.encoding != BD_ROWS)
-			r->records[i].entry.head = r->records[i].entry.encoding;
 		file->entries[i] = r->records[i].entry;
+		if (file->entries[i].encoding != BD_ROWS)
+			file->entries[i].head = file->entries[i].encoding;
+		if (file->entries[i].head != BD_SIGN) {
+			file->entries[i].planes = 0;
+			file->entries[i].error = -1;
+		}
 	}
 	return 0;
 }
@@ -389,6 +396,8 @@ static int read_file(struct reader *r, struct bd_delta_file *file)
 		rc = bd_json_fail(j, "file '%s' lacks header, tensors or xxh128", file->name);
 	} else {
 		rc = take_bytes(r, "file", file->name, UINT64_MAX, &file->stored);
+		if (rc == 0 && !bd_manifest_size_is_possible(file->stored->size, file->size))
+			rc = bd_json_fail(j, "file '%s' claims an impossible size", file->name);
 	}
 out:
 	drop_records(r);
@@ -429,8 +438,9 @@ static int read_label(struct bd_json *j, char **text)
 	free(*text);
 	*text = NULL;
 	rc = bd_json_string_dup(j, text, &length);
-	if (rc == 0 && (length > MAX_LABEL || strlen(*text) != length))
-		rc = bd_json_fail(j, "a label longer than %d bytes", MAX_LABEL);
+	/* Labels are shown on terminals. */
+	if (rc == 0 && (length > MAX_LABEL || !bd_utf8_is_plain(*text, length)))
+		rc = bd_json_fail(j, "a label of more than %d bytes or with control characters", MAX_LABEL);
 	return rc;
 }
 
@@ -517,10 +527,12 @@ static int read_manifest(struct reader *r)
 	}
 	if (rc == 0)
 		rc = bd_json_end(j);
-	if (rc == 0 && (!has_files || !has_features || !d->base_label || !*d->base_digest))
-		rc = bd_json_fail(j, "features, files, or the base's label or digest are missing");
+	if (rc == 0 && (!has_files || !has_features || !d->producer || !d->base_label || !*d->base_digest))
+		rc = bd_json_fail(j, "features, producer, files, or the base's label or digest are missing");
 	if (rc == 0 && d->scales && (!*d->scales_xxh128 || r->scales != d->scales->count))
 		rc = bd_json_fail(j, "'scales' has no hash, or more scales than the tensors need");
+	if (rc == 0 && !d->scales && *d->scales_xxh128)
+		rc = bd_json_fail(j, "scales_xxh128, but no 'scales'");
 	return rc;
 }
 

@@ -15,6 +15,9 @@ int bd_manifest_parse(struct bd_delta *delta, const char *text, size_t size, str
  * importer can fill a delta by hand. */
 void bd_manifest_print(const struct bd_delta *delta, struct bd_buffer *out);
 
+/* Can a zlib stream of so many bytes inflate to so many, and both be held in memory? */
+bool bd_manifest_size_is_possible(uint64_t packed, uint64_t plain);
+
 /* Bytes of the sign planes of `count` elements, as stored. */
 uint64_t bd_manifest_plane_bytes(unsigned planes, uint64_t count);
 

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,7 @@ static int is_leftover(const struct bd_output *o, const char *name)
 	size_t n = strlen(o->name);
 
 	return name[0] == '.' && strncmp(name + 1, o->name, n) == 0 && name[1 + n] == '.' &&
-	       strlen(name + 2 + n) == RANDOM_DIGITS + strlen(TEMPORARY_SUFFIX) &&
+	       strspn(name + 2 + n, "0123456789abcdef") == RANDOM_DIGITS &&
 	       strcmp(name + 2 + n + RANDOM_DIGITS, TEMPORARY_SUFFIX) == 0;
 }
 
@@ -76,6 +77,8 @@ static int fail_unnamed(struct bd_output *o, const char *what, struct bd_error *
 
 static int open_named(struct bd_output *o, struct bd_error *err)
 {
+	struct stat st;
+
 	for (int attempt = 0; attempt < 100; attempt++) {
 		int rc = choose_temporary(o, err);
 
@@ -83,10 +86,17 @@ static int open_named(struct bd_output *o, struct bd_error *err)
 			return rc;
 		o->fd = openat(o->directory_fd, o->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC,
 			       0666);
-		if (o->fd >= 0)
-			return 0;
-		if (errno != EEXIST)
+		if (o->fd < 0 && errno != EEXIST)
 			break;
+		if (o->fd < 0)
+			continue;
+		/* Another writer's remove_leftovers may have come before the lock. Not every
+		 * filesystem has locks. */
+		if ((flock(o->fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) &&
+		    fstat(o->fd, &st) == 0 && st.st_nlink > 0)
+			return 0;
+		close(o->fd);
+		o->fd = -1;
 	}
 	return fail_unnamed(o, "cannot create a temporary file in the directory", err);
 }
@@ -118,6 +128,12 @@ int bd_output_open(struct bd_output **out, const char *path, struct bd_error *er
 	if (!*o->name || (fstatat(o->directory_fd, o->name, &st, 0) == 0 && !S_ISREG(st.st_mode))) {
 		rc = bd_error_set(err, -EINVAL, "%s: not a file name, or something that is no regular "
 				  "file has it", path);
+		goto out;
+	}
+	/* The temporary name must fit as well, which would otherwise be found out at the end. */
+	if (strlen(o->name) > NAME_MAX - strlen("..") - RANDOM_DIGITS - strlen(TEMPORARY_SUFFIX)) {
+		rc = bd_error_set(err, -ENAMETOOLONG, "%s: the file name is longer than %zu bytes", path,
+				  NAME_MAX - strlen("..") - RANDOM_DIGITS - strlen(TEMPORARY_SUFFIX));
 		goto out;
 	}
 	remove_leftovers(o);

@@ -33,7 +33,8 @@ unsigned bd_parallel_cores(void)
 /* Call with the lock held. */
 static void fail(struct pool *pool, size_t index, int code, const struct bd_error *error)
 {
-	if (pool->failure && pool->failed_index <= index)
+	/* Pieces that gave up because another one failed (-EINTR) do not hide why. */
+	if (pool->failure && (pool->failed_index <= index || code == -EINTR))
 		return;
 	pool->failure = code;
 	pool->failed_index = index;
@@ -52,11 +53,14 @@ static void *worker(void *argument)
 
 		pthread_mutex_unlock(&pool->lock);
 		rc = pool->job->work(pool->job->context, index, &error);
-		if (rc < 0 && pool->job->abort)
+		pthread_mutex_lock(&pool->lock);
+		if (rc >= 0)
+			continue;
+		fail(pool, index, rc, &error); /* before others are woken and fail, too */
+		pthread_mutex_unlock(&pool->lock);
+		if (pool->job->abort)
 			pool->job->abort(pool->job->context);
 		pthread_mutex_lock(&pool->lock);
-		if (rc < 0)
-			fail(pool, index, rc, &error);
 	}
 	pool->running--;
 	pthread_cond_signal(&pool->idle);

@@ -1,4 +1,5 @@
-/* sign.c: sign encoding in plain C, which defines what every level computes; and the choice of level. */
+/* sign.c: sign encoding in plain C, which defines what every level computes, and the choice of
+ * level. */
 #include "sign_impl.h"
 
 #include <float.h>
@@ -28,7 +29,7 @@ BD_INLINE float float_of_bits(uint32_t x)
 	return f;
 }
 
-/* condition ? a : b that a compiler does not make a branch, which would keep it from vectorising. */
+/* condition ? a : b, but never as a branch, which would keep compilers from vectorising. */
 BD_INLINE uint32_t choose(bool condition, uint32_t a, uint32_t b)
 {
 	uint32_t mask = -(uint32_t)condition;

@@ -1,4 +1,4 @@
-/* sign.h: the arithmetic of sign encoding (FORMAT.md, "Arithmetic"); what the file format promises.
+/* sign.h: the arithmetic of sign encoding, as the file format promises it (FORMAT.md section 4).
  *
  *     acc = float(base)
  *     for each plane:  acc = acc + (bit ? +(row * col) : -(row * col))
@@ -42,8 +42,8 @@ struct bd_sign_run {
 	const float *col[BD_MAX_PLANES];     /* all `cols` column scales */
 };
 
-/* Rebuild run->count elements from base into out. Any alignment. out == base is allowed where the two dtypes
- * have the same size; otherwise they must not overlap. */
+/* Rebuild run->count elements from base into out. Any alignment. out == base is allowed where the
+ * two dtypes have the same size; otherwise they must not overlap. */
 void bd_sign_rebuild(const struct bd_sign_run *run, void *out, const void *base);
 /* The same at a given level (which must be supported). */
 void bd_sign_rebuild_at(enum bd_cpu cpu, const struct bd_sign_run *run, void *out,
@@ -58,8 +58,9 @@ struct bd_sign_stats {
 
 /* For `rows` whole rows of `cols` elements: d = float(fine) - float(base) in binary32; write the
  * sign bits (1 where d > 0) starting at bit index `bit` of `bits` (bits before it are kept, and
- * the caller zeroed the rest), and add to the statistics. Non-finite d makes row_abs non-finite. Every level sums in the same
- * order (16 lanes per row, then pairwise), so that imports are the same on every machine. */
+ * the caller zeroed the rest), and add to the statistics. Non-finite d makes row_abs non-finite.
+ * Every level sums in the same order (16 lanes per row, then pairwise), so that imports are the
+ * same on every machine. */
 void bd_sign_extract(const void *fine, enum bd_dtype fine_dtype, const void *base,
 		     enum bd_dtype base_dtype, uint64_t rows, uint64_t cols, uint8_t *bits,
 		     uint64_t bit, struct bd_sign_stats *stats);

@@ -1,4 +1,4 @@
-/* sign_avx2.c: sign encoding with AVX2 and F16C, 16 elements at a time; same bits as sign.c. */
+/* sign_avx2.c: sign encoding with AVX2 and F16C; same bits as sign.c. */
 #include "sign_impl.h"
 
 #ifdef __x86_64__
@@ -11,7 +11,7 @@
 
 #define BLOCK 16
 
-/* One block: elements 0..7 and 8..15. */
+/* One block in binary32: elements 0..7 and 8..15. */
 struct pair {
 	__m256 lo, hi;
 };

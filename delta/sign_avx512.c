@@ -1,4 +1,4 @@
-/* sign_avx512.c: sign encoding with AVX-512 (F, BW, DQ, VL), 32 elements at a time; same bits as sign.c. */
+/* sign_avx512.c: sign encoding with AVX-512 (F, BW, DQ, VL); same bits as sign.c. */
 #include "sign_impl.h"
 
 #ifdef __x86_64__
@@ -10,12 +10,12 @@
 
 #define BLOCK 32
 
-/* One block: elements 0..15 and 16..31. */
+/* One block in binary32: elements 0..15 and 16..31. */
 struct pair {
 	__m512 lo, hi;
 };
 
-/* `full` is a constant of the caller; where it is false, only the elements in `mask` are touched. */
+/* `full` is a constant of the caller; where false, only the elements in `mask` are touched. */
 FN __m256i load_words(const uint8_t *p, bool full, __mmask16 mask)
 {
 	return full ? _mm256_loadu_si256((const __m256i *)p) : _mm256_maskz_loadu_epi16(mask, p);

@@ -1,5 +1,8 @@
 /* sign_impl.h: what sign.c and its vector versions share. Private to the library.
  *
+ * All of it relies on the default floating-point environment: rounding to nearest, and subnormals
+ * neither flushed nor taken as zero.
+ *
  * A level (scalar, AVX2, AVX-512) is a table of two kernels for each pair of dtypes. sign.c cuts
  * the work into rows and calls a kernel for each; a kernel sees one row or a part of one.
  *

@@ -18,7 +18,7 @@ static void print_help(FILE *out)
 		"directories.\n\n");
 	for (size_t i = 0; i < COMMANDS; i++)
 		fprintf(out, "  %-8s  %s\n", commands[i]->name, commands[i]->summary);
-	fprintf(out, "\n`bitdelta COMMAND --help` explains a command. `--version` prints the version.\n"
+	fprintf(out, "\n`bitdelta COMMAND --help` explains a command. `-V` or `--version` prints the\nversion, `-h` or `--help` this text.\n"
 		"Sign deltas are lossy: `bitdelta info` shows by how much.\n");
 }
 

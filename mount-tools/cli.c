@@ -198,7 +198,7 @@ static void print_table(const struct bd_summary *s)
 	printf("  %-6s %6s %-8s %10s -> %10s   ratio %.2f\n", "whole", "", "", format_bytes(s->fine_bytes, a),
 	       format_bytes(s->delta_bytes, b), (double)s->fine_bytes / (double)s->delta_bytes);
 	if (s->worst)
-		printf("  error of the change kept as signs: median %.3f, worst %.3f (%s)\n",
+		printf("  error of weights coded by signs: median %.3f, worst %.3f (%s)\n",
 		       s->error_median, s->error_worst, s->worst);
 }
 

@@ -119,8 +119,9 @@ static int parse(const struct command *command, int argc, char **argv, struct ar
 			o->force = true;
 			break;
 		case OPT_THREADS:
-			if (parse_number(optarg, 1, 1024, &number) < 0)
-				return command_usage(command, "--threads needs a number from 1, not '%s'", optarg);
+			if (parse_number(optarg, 1, 1024, &number) < 0 || number != (unsigned)number)
+				return command_usage(command, "--threads needs a whole number from 1 to "
+						     "1024, not '%s'", optarg);
 			o->threads = (unsigned)number;
 			break;
 		case OPT_JSON:

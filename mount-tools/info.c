@@ -14,8 +14,9 @@ static const char help[] =
 "  --json               one JSON object per file\n"
 "  -h, --help           this text\n"
 "\n"
-"The error is ||kept - fine|| / ||fine - base|| of the weights coded by signs, measured at import on\n"
-"rows of each tensor: the share of the change that one bit per weight cannot express.\n";
+"The error of the weights coded by signs is ||kept - fine|| / ||fine - base||, measured at import\n"
+"on up to 128 rows of each tensor: 0 is exact, 1 is as far from the fine-tune as the base. It says\n"
+"how far the weights are off, not the outputs: the default attenuation trades the one for the other.\n";
 
 static const struct option long_options[] = {
 	{ "tensors", no_argument, NULL, 't' },

@@ -7,7 +7,7 @@
 #include "mount.h"
 
 static const char umount_help[] =
-"Usage: bitdelta umount MOUNTPOINT [--lazy]\n"
+"Usage: bitdelta umount MOUNTPOINT [-l]\n"
 "Unmount what `bitdelta mount` or `mount -t bitdelta` mounted, also when its daemon is dead.\n"
 "\n"
 "  -l, --lazy           detach now, end when the last file is closed\n"

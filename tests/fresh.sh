@@ -18,10 +18,10 @@ command -v debootstrap >/dev/null || { echo "fresh: debootstrap is missing" >&2;
 
 remove_tree() {
 	local m
-	awk -v t="$tree/" 'index($2, t) == 1 { print $2 }' /proc/self/mounts | tac | while read -r m; do
+	awk -v t="$tree/" 'index($2 "/", t) == 1 { print $2 }' /proc/self/mounts | tac | while read -r m; do
 		umount "$m" 2>/dev/null || umount -l "$m"
 	done
-	if grep -qF " $tree/" /proc/self/mounts; then
+	if grep -qE " $tree[/ ]" /proc/self/mounts; then
 		echo "fresh: something is still mounted below $tree" >&2
 		exit 1
 	fi
@@ -77,9 +77,11 @@ prepare() {
 		/etc/pip.conf /root/.config/pip /root/.pip
 	mkdir -p "$tree/etc/ssl"
 	[ ! -e $certificates ] || cp -L $certificates "$tree/etc/ssl/fresh.crt"
+	mount --bind "$tree" "$tree" # a root of its own, as unshare and mount expect
 	mount --bind /proc "$tree/proc"
 	mount --bind /sys "$tree/sys"
 	mount --bind /dev "$tree/dev"
+	mount --bind /dev/pts "$tree/dev/pts"
 	mount -t tmpfs tmpfs "$tree/dev/shm"
 	mkdir -p "$tree/root/bitdelta"
 	git -C "$source" ls-files -z -co --exclude-standard |

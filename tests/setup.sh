@@ -21,7 +21,7 @@ esac
 packages="gcc make pkg-config libc6-dev libfuse3-dev fuse3 libcjson-dev libxxhash-dev zlib1g-dev"
 [ "$level" = build ] || packages="$packages python3 python3-venv"
 [ "$level" != test ] || packages="$packages libcmocka-dev python3-torch python3-numpy \
-	util-linux strace man-db"
+	util-linux procps strace man-db"
 
 installed() {
 	[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

@@ -32,7 +32,7 @@ struct bench {
 };
 
 static uint8_t *from, *to, *bits;
-static float *row, *col;
+static float *row, *col, *col_abs;
 static double *row_abs;
 
 static void *must(void *p)
@@ -75,7 +75,7 @@ static void work_once(const struct bench *b)
 		}
 		bd_sign_rebuild_at(b->cpu, &run, to, from);
 	} else {
-		struct bd_sign_stats stats = { .row_abs = row_abs, .col_abs = col };
+		struct bd_sign_stats stats = { .row_abs = row_abs, .col_abs = col_abs };
 
 		bd_sign_extract_at(b->cpu, from, b->dtype, from + b->size / 2, b->dtype,
 				   elements / 2 / COLS, COLS, to, 0, &stats);
@@ -140,6 +140,7 @@ int main(void)
 	row = must(malloc(STREAM / 2 / COLS * sizeof(*row)));
 	row_abs = must(malloc(STREAM / 4 / COLS * sizeof(*row_abs)));
 	col = must(malloc(COLS * sizeof(*col)));
+	col_abs = must(calloc(COLS, sizeof(*col_abs)));
 	for (k = 0; k < STREAM / 2; k++) { /* ordinary numbers in each of the dtypes */
 		uint16_t h;
 
@@ -185,5 +186,6 @@ int main(void)
 	free(row);
 	free(row_abs);
 	free(col);
+	free(col_abs);
 	return 0;
 }

@@ -237,7 +237,7 @@ static void write_errors(void **state)
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
 	assert_non_null(strstr(err.text, path));
 	assert_non_null(strstr(err.text, "cannot write"));
-	assert_int_equal(bd_output_write(o, big, 1, UINT64_MAX / 2, &err), -EFBIG);
+	assert_true(bd_output_write(o, big, 1, UINT64_MAX / 2, &err) < 0);
 	bd_output_close(o);
 	holds(path, "old");
 	assert_int_equal(entries(dir), 1);

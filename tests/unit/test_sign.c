@@ -1,8 +1,8 @@
 /* test_sign.c: every level of sign encoding against a naive reference that shares no code with it.
  *
- * The reference decodes and rounds with ldexp and nearbyint in double instead of with bit tricks. All
- * buffers end at an inaccessible page, so reading or writing too far is noticed in any build. A
- * level that this processor lacks is skipped, visibly. */
+ * The reference decodes and rounds with ldexp and nearbyint in double instead of with bit tricks.
+ * All buffers end at an inaccessible page, so reading or writing too far is noticed in any build.
+ * A level that this processor lacks is skipped, visibly. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -314,8 +314,8 @@ static void test_encoding_many_floats(void **state)
 
 /* --- Rebuilding ---------------------------------------------------------------------------- */
 
-/* Compares rebuilding with the reference, also in place where that is allowed. `base` must be
- * the last `size` bytes but base_gap of its arena. */
+/* Compares rebuilding with the reference, also in place where that is allowed. `gap` bytes lie
+ * between `out` and the inaccessible page. */
 static void check_rebuild(enum bd_cpu cpu, const struct bd_sign_run *run, const uint8_t *base,
 			  size_t gap)
 {

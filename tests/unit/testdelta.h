@@ -51,6 +51,14 @@ struct ts_tensor {
 	struct td_tensor base_tensor;
 };
 
+struct ts_part {                   /* a tensor of the container */
+	const char *name, *dtype;
+	unsigned dims;
+	uint64_t shape[8];
+	const void *data;
+	size_t size;
+};
+
 struct ts_file {
 	const char *name;
 	const char *text;  /* of a file that is not safetensors; size 0: its length */
@@ -69,6 +77,8 @@ struct ts_model {
 	char *base_path, *delta_path, *delta;
 	size_t delta_size;
 	char *manifest;
+	struct ts_part *parts;      /* the manifest is the last */
+	size_t part_count;
 };
 
 /* ---- Numbers, written for plainness ---- */
@@ -369,17 +379,10 @@ static void ts_entry(struct bd_buffer *b, const struct ts_tensor *t)
 	bd_buffer_printf(b, "}");
 }
 
-struct ts_part { /* a tensor of the container */
-	const char *name, *dtype;
-	unsigned dims;
-	uint64_t shape[8];
-	const void *data;
-	size_t size;
-};
-
-static void ts_write_container(struct ts_model *m, const struct ts_part *parts, size_t count,
-			       size_t manifest_size, const char *hash)
+static void ts_write_container(struct ts_model *m, size_t manifest_size, const char *hash)
 {
+	const struct ts_part *parts = m->parts;
+	size_t count = m->part_count;
 	struct bd_buffer b = { 0 };
 	uint64_t at = 0;
 
@@ -422,12 +425,23 @@ static int ts_by_name(const void *a, const void *b)
 	return strcmp(((const struct ts_file *)a)->name, ((const struct ts_file *)b)->name);
 }
 
+/* Set the manifest, and make the container anew. */
+__attribute__((unused))
+static void ts_pack(struct ts_model *m, const char *manifest)
+{
+	char hash[BD_HASH];
+
+	m->manifest = td_format("%s", manifest);
+	bd_hash_data(manifest, strlen(manifest), hash);
+	ts_deflate(&m->parts[m->part_count - 1], manifest, strlen(manifest));
+	ts_write_container(m, strlen(manifest), hash);
+}
+
 /* Container and manifest from tensors that are prepared and files that are there. */
 static void ts_write_delta(struct ts_model *m)
 {
 	struct ts_part *parts = ts_memory((2 * m->count + 16) * sizeof(*parts));
 	struct bd_buffer text = { 0 }, scales = { 0 };
-	char hash[BD_HASH];
 	size_t n = 0;
 
 	for (size_t i = 0; i < m->count; i++) {
@@ -491,15 +505,15 @@ static void ts_write_delta(struct ts_model *m)
 		ts_hash(&text, "scales_xxh128", scales.data, scales.size);
 		parts[n++] = (struct ts_part){
 			.name = "scales", .dtype = "F32", .dims = 1,
-			.shape = { scales.size / sizeof(float) }, .data = scales.data, .size = scales.size,
+			.shape = { scales.size / sizeof(float) }, .size = scales.size,
+			.data = memcpy(ts_memory(scales.size), scales.data, scales.size),
 		};
 	}
 	bd_buffer_printf(&text, "}");
-	bd_hash_data(text.data, text.size, hash);
-	parts[n].name = "manifest";
-	ts_deflate(&parts[n++], text.data, text.size);
-	ts_write_container(m, parts, n, text.size, hash);
-	m->manifest = td_format("%s", text.data);
+	parts[n++].name = "manifest";
+	m->parts = parts;
+	m->part_count = n;
+	ts_pack(m, text.data);
 	bd_buffer_free(&text);
 	bd_buffer_free(&scales);
 }
