@@ -6,7 +6,7 @@
  *
  * Each multiplication, addition and rounding is a separate IEEE-754 binary32 operation with
  * subnormals kept. sign.c holds the plain C definition; sign_avx2.c and sign_avx512.c give the same
- * bits and are chosen when the process starts to use them. Everything here is pure and reentrant. */
+ * bits and are chosen when the process starts to use them. Everything here is reentrant. */
 #ifndef BD_SIGN_H
 #define BD_SIGN_H
 

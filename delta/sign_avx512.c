@@ -156,22 +156,11 @@ FN struct pair add_plane(struct pair acc, const struct plane *plane, uint64_t i,
 	return acc;
 }
 
-FN struct pair rebuild_block(const struct bd_sign_span *span, const struct plane *planes,
-			     unsigned n, uint64_t i, enum bd_dtype base, bool full, __mmask32 mask)
-{
-	struct pair acc = load(span->base + i * bd_sign_size(base), base, full, mask);
-	unsigned p;
-
-	for (p = 0; p < n; p++)
-		acc = add_plane(acc, &planes[p], i, full, mask);
-	return acc;
-}
-
 FN void rebuild_blocks(const struct bd_sign_span *span, unsigned n, enum bd_dtype base,
 		       enum bd_dtype out)
 {
 	const struct bd_sign_span s = *span; /* a copy, since stores to `out` might change *span */
-	const size_t size = bd_sign_size(out);
+	const size_t base_size = bd_sign_size(base), out_size = bd_sign_size(out);
 	struct plane planes[BD_MAX_PLANES];
 	uint64_t i;
 	unsigned p;
@@ -179,22 +168,28 @@ FN void rebuild_blocks(const struct bd_sign_span *span, unsigned n, enum bd_dtyp
 	for (p = 0; p < n; p++)
 		planes[p] = prepare(&s.plane[p]);
 	for (i = 0; i + 2 * BLOCK <= s.count; i += 2 * BLOCK) {
-		struct pair a = rebuild_block(&s, planes, n, i, base, true, 0);
-		struct pair b = rebuild_block(&s, planes, n, i + BLOCK, base, true, 0);
+		struct pair a = load(s.base + i * base_size, base, true, 0);
+		struct pair b = load(s.base + (i + BLOCK) * base_size, base, true, 0);
 
+		for (p = 0; p < n; p++) {
+			a = add_plane(a, &planes[p], i, true, 0);
+			b = add_plane(b, &planes[p], i + BLOCK, true, 0);
+		}
 		/* Rare enough for a branch. */
 		if (__builtin_expect(!_kortestz_mask16_u8(any_nan(a), any_nan(b)), 0)) {
 			a = canonical(a);
 			b = canonical(b);
 		}
-		store(s.out + i * size, out, a, true, 0);
-		store(s.out + (i + BLOCK) * size, out, b, true, 0);
+		store(s.out + i * out_size, out, a, true, 0);
+		store(s.out + (i + BLOCK) * out_size, out, b, true, 0);
 	}
 	for (; i < s.count; i += BLOCK) {
 		__mmask32 mask = s.count - i < BLOCK ? (1u << (s.count - i)) - 1 : ~0u;
-		struct pair a = rebuild_block(&s, planes, n, i, base, false, mask);
+		struct pair a = load(s.base + i * base_size, base, false, mask);
 
-		store(s.out + i * size, out, canonical(a), false, mask);
+		for (p = 0; p < n; p++)
+			a = add_plane(a, &planes[p], i, false, mask);
+		store(s.out + i * out_size, out, canonical(a), false, mask);
 	}
 }
 

@@ -199,7 +199,7 @@ static int start(struct server *s, struct bd_error *err)
 				    *text ? text : strerror(-r));
 	}
 	if (*text)
-		bdfs_log_write(s->log, LOG_WARNING, "%s", text);
+		bdfs_log_write(s->log, s->options->debug ? LOG_DEBUG : LOG_WARNING, "%s", text);
 	s->ops.threads = s->options->threads ? s->options->threads : default_threads();
 	if (bdfs_mountinfo_find(&info, s->mountpoint, NULL) == 0) {
 		s->ops.major = info.major;
