@@ -36,7 +36,8 @@ size_t bd_container_name_bound(const char *name);
 /* Begin the file PATH with `bound` bytes for its header, metadata and length included. */
 int bd_container_open(struct bd_container **c, const char *path, uint64_t bound,
 		      struct bd_error *err);
-/* A place for `size` bytes of tensor KIND/NAME (KIND alone where NAME is empty); *offset is in the file. */
+/* A place for `size` bytes of tensor KIND/NAME (KIND alone where NAME is empty); *offset is from the
+ * start of the file. */
 int bd_container_place(struct bd_container *c, const char *kind, const char *name,
 		       enum bd_dtype dtype, unsigned dims, const uint64_t *shape, uint64_t size,
 		       uint64_t *offset, struct bd_error *err);

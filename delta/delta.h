@@ -1,8 +1,8 @@
 /* delta.h: an open .bdelta file: container and manifest, checked against each other (FORMAT.md).
  *
- * bd_delta_open reads the container's header and the manifest and holds every rule of FORMAT.md that can be
- * checked without reading the planes and the base; afterwards a delta is immutable and any
- * thread may use it. Deltas come from strangers: sizes are checked before they are allocated. */
+ * bd_delta_open reads the container's header and the manifest and holds every rule of FORMAT.md
+ * that can be checked without reading the planes and the base; afterwards a delta is immutable and
+ * any thread may use it. Deltas come from strangers: sizes are checked before they are allocated. */
 #ifndef BD_DELTA_H
 #define BD_DELTA_H
 
@@ -14,10 +14,10 @@ enum bd_encoding { BD_SAME, BD_SIGN, BD_RAW, BD_ROWS, BD_ENCODINGS };
 const char *bd_encoding_name(enum bd_encoding encoding);
 
 struct bd_entry {                        /* one tensor of the fine-tune */
-	const struct bd_tensor *tensor;  /* in its file's header: offset is the place in the virtual file */
+	const struct bd_tensor *tensor;  /* in its file's header: offset is in the virtual file */
 	enum bd_encoding encoding;
 	enum bd_encoding head;           /* of BD_ROWS: BD_SAME or BD_SIGN; else == encoding */
-	uint64_t shared;                 /* of BD_ROWS: slices of the head along the first dimension */
+	uint64_t shared;                 /* of BD_ROWS: slices of the first dimension in the head */
 	uint64_t rows, cols;             /* of the sign-coded part, else 0 */
 	unsigned planes;                 /* of the sign-coded part, else 0 */
 	double error;                    /* relative error found at import; negative if unknown */
@@ -38,7 +38,7 @@ struct bd_delta_file {                   /* one file of the fine-tune's director
 	char *name;
 	uint64_t size;
 	struct bd_safetensors *st;       /* parsed header, NULL for other files */
-	struct bd_entry *entries;        /* of a safetensors file: st->count of them, in order of offset */
+	struct bd_entry *entries;        /* of a safetensors file: st->count, by offset */
 	const struct bd_tensor *stored;  /* of another file: its zlib stream in the container */
 	char xxh128[BD_HASH];            /* of another file */
 };
@@ -59,12 +59,13 @@ struct bd_delta {
 	bool distilled;
 };
 
-/* Errors: -EINVAL not a .bdelta file, damaged, or needing a newer version: the sentence says which. */
+/* Errors: -EINVAL not a .bdelta file, damaged, or needing a newer version: the sentence says
+ * which. */
 int bd_delta_open(struct bd_delta **delta, const char *path, struct bd_error *err);
 void bd_delta_close(struct bd_delta *delta); /* NULL allowed */
 
-/* Does BASE fit? 0, or -EINVAL with what differs: the delta's and the base's names, the first tensor
- * that is missing or has another dtype, shape or content. */
+/* Does BASE fit? 0, or -EINVAL with what differs: the delta's and the base's names, the first
+ * tensor that is missing or has another dtype, shape or content. */
 int bd_delta_check_base(const struct bd_delta *delta, const struct bd_base *base,
 			struct bd_error *err);
 

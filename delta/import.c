@@ -1,7 +1,7 @@
 /* import.c: running an import on all cores and writing the file in order. See import.h.
  *
- * The file is written in one sweep (container.h), in an order that aligns every stored tensor to its
- * elements without holes:
+ * The file is written in one sweep (container.h), in an order that aligns every stored tensor to
+ * its elements without holes:
  *
  *     header | raw 8-byte | sign planes | scales | raw 4-, 2-, 1-byte | files | manifest
  *

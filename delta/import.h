@@ -36,8 +36,8 @@ struct bd_import_options {
 	struct bd_watch watch;
 };
 
-/* Errors: -EINVAL the inputs do not fit together (the sentence names the tensor, both shapes and what
- * to do); -EINTR cancelled; those of reading and writing. */
+/* Errors: -EINVAL the inputs do not fit together (the sentence names the tensor, both shapes and
+ * what to do); -EINTR cancelled; those of reading and writing. */
 int bd_import(const struct bd_import_options *options, struct bd_error *err);
 
 #endif

@@ -11,18 +11,18 @@
 
 /* One tensor of the fine-tune on its way. */
 struct bd_item {
-	struct bd_entry *entry;              /* of the delta being built; entry->tensor is the fine-tune's */
-	struct bd_file *file;                /* where that lies, at entry->tensor->offset */
-	const struct bd_base_tensor *base;   /* to be compared with; NULL: exact without looking */
-	bool sign;                           /* to be sign-coded, unless it turns out to be the same */
-	uint64_t head;                       /* slices of the first dimension to be compared; the whole
-					      * tensor where shapes agree */
+	struct bd_entry *entry;            /* of the delta being built; its tensor is the fine-tune's */
+	struct bd_file *file;              /* where that lies, at entry->tensor->offset */
+	const struct bd_base_tensor *base; /* to be compared with; NULL: exact without looking */
+	bool sign;                         /* to be sign-coded, unless it turns out to be the same */
+	uint64_t head;                     /* slices of the first dimension to be compared; all where
+					    * the shapes agree */
 	/* Found by looking: */
-	uint8_t *bits;                       /* sign planes, bd_manifest_plane_bytes of them; malloced */
-	float *scales;                       /* rows then cols; malloced */
-	bool usable;                         /* signs and scales are finite and may be stored */
-	bool same;                           /* the head is bit-identical to the base's */
-	double change;                       /* ||fine - base|| / ||base|| on the sampled rows */
+	uint8_t *bits;                     /* bd_manifest_plane_bytes of sign planes; malloced */
+	float *scales;                     /* rows then cols; malloced */
+	bool usable;                       /* signs and scales are finite and may be stored */
+	bool same;                         /* the head is bit-identical to the base's */
+	double change;                     /* ||fine - base|| / ||base|| on the sampled rows */
 };
 
 /* Has the tensor another first dimension than in the base? */

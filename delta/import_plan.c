@@ -96,7 +96,8 @@ static void keep_base(struct bd_item *item, const struct bd_base_tensor *b, uint
 	e->base_sample = b->sample;
 }
 
-/* Decide what to try for one tensor. Exact without a look at the base is the default: item->base NULL. */
+/* Decide what to try for one tensor. Exact without a look at the base (item->base NULL) is the
+ * default. */
 static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_error *err)
 {
 	const struct bd_import_options *o = plan->options;

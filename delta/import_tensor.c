@@ -28,8 +28,8 @@ static double mean_or_one(double sum, double count, double mean)
 	return mean > 0 ? sum / count / mean : 1.0;
 }
 
-/* Closed-form scales from the sums of |d| (the published start, per matrix, row, or row and column). False where one of
- * them is not finite. */
+/* Closed-form scales from the sums of |d|: per matrix (the published start), row, or row and column.
+ * False where one of them is not finite. */
 static bool closed_form(const struct bd_look *look, uint64_t rows, uint64_t cols,
 			const double *row_abs, const double *col_abs, float *scales)
 {
@@ -66,8 +66,8 @@ static float element(const char *p, enum bd_dtype dtype)
 	return dtype == BD_BF16 ? bd_bf16_to_float(half) : bd_f16_to_float(half);
 }
 
-/* The honest error: rebuild some rows with the arithmetic of the format and compare. `fine` and `base` have
- * room for a row each, `out` too. */
+/* The honest error: rebuild some rows with the arithmetic of the format and compare. `fine`, `base` and
+ * `out` have room for a row each. */
 static int measure(struct bd_item *item, char *fine, char *base, char *out, struct bd_error *err)
 {
 	struct bd_entry *e = item->entry;

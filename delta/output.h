@@ -1,8 +1,8 @@
 /* output.h: a file that appears under its name whole and durable, or not at all.
  *
  * The bytes go to a file without a name (O_TMPFILE), which a crash or a kill cannot leave behind;
- * where the filesystem has none, to a locked `.NAME.XXXXXX.tmp`, and leftovers of that kind are removed by
- * the next bd_output_open of the same name. Commit: fsync, name, rename, fsync of the directory. */
+ * where the filesystem has none, to a locked `.NAME.XXXXXX.tmp`, and leftovers of that kind are
+ * removed by the next bd_output_open of the same name. Commit: fsync, name, rename, fsync of the directory. */
 #ifndef BD_OUTPUT_H
 #define BD_OUTPUT_H
 

@@ -27,7 +27,8 @@ struct bd_parallel {
 	unsigned threads; /* 0: one per core */
 	/* Returns 0 or a negative errno; the first failure stops the start of further pieces. */
 	int (*work)(void *context, size_t index, struct bd_error *err);
-	/* A piece has failed or the work is to stop: wake workers that wait for each other. NULL allowed. */
+	/* A piece has failed or the work is to stop: wake workers that wait for each other. May be
+	 * NULL. */
 	void (*abort)(void *context);
 	/* Now and then, and at the end, from the calling thread. NULL allowed. */
 	void (*tick)(void *context);

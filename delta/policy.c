@@ -8,8 +8,9 @@ static const char *const vocabulary[] = {
 	"*embed*", "*wte*", "*lm_head*", "output.weight", "shared.weight",
 };
 
-/* Further weights of two or more dimensions that stay exact: positions, norms, biases, and the small
- * matrices that route tokens to experts or end in classes, where one wrong sign is a wrong answer. */
+/* Further weights of two or more dimensions that stay exact: positions, norms, biases, and the
+ * small matrices that route tokens to experts or end in classes, where one wrong sign is a wrong
+ * answer. */
 static const char *const exact[] = {
 	"*wpe*", "*norm*", "*.ln_*", "*.bias", "*_bias", "*router*", "*.gate.weight", "*.wg.weight",
 	"score.weight", "classifier.*", "*.v_head.*",

@@ -160,7 +160,7 @@ BD_INLINE void rebuild_span(const struct bd_sign_span *span, enum bd_dtype base,
 		rebuild_block(&s, k, rest, base, out);
 }
 
-BD_INLINE void extract_block(struct bd_sign_row *row, double *abs, double *sq, uint64_t k,
+BD_INLINE void extract_block(struct bd_sign_row *row, double *abs, uint64_t k,
 			     unsigned n, enum bd_dtype fine, enum bd_dtype base)
 {
 	float f[BD_SIGN_LANES], b[BD_SIGN_LANES], col[BD_SIGN_LANES] = { 0 };
@@ -174,7 +174,6 @@ BD_INLINE void extract_block(struct bd_sign_row *row, double *abs, double *sq, u
 		float d = f[i] - b[i], a = fabsf(d);
 
 		abs[i] += (double)a;
-		sq[i] += (double)a * (double)a;
 		col[i] += a;
 		plus |= (uint32_t)(d > 0) << i;
 	}
@@ -184,16 +183,15 @@ BD_INLINE void extract_block(struct bd_sign_row *row, double *abs, double *sq, u
 
 BD_INLINE void extract_row(struct bd_sign_row *row, enum bd_dtype fine, enum bd_dtype base)
 {
-	double abs[BD_SIGN_LANES] = { 0 }, sq[BD_SIGN_LANES] = { 0 };
+	double abs[BD_SIGN_LANES] = { 0 };
 	unsigned rest = row->cols % BD_SIGN_LANES;
 	uint64_t k;
 
 	for (k = 0; k < row->cols - rest; k += BD_SIGN_LANES)
-		extract_block(row, abs, sq, k, BD_SIGN_LANES, fine, base);
+		extract_block(row, abs, k, BD_SIGN_LANES, fine, base);
 	if (rest)
-		extract_block(row, abs, sq, k, rest, fine, base);
+		extract_block(row, abs, k, rest, fine, base);
 	row->abs = bd_sign_fold(abs);
-	row->sq = bd_sign_fold(sq);
 }
 
 #define BD_SIGN_TARGET
@@ -327,7 +325,6 @@ void bd_sign_extract_at(enum bd_cpu cpu, const void *fine, enum bd_dtype fine_dt
 	for (i = 0; i < rows; i++) {
 		extract(&row);
 		stats->row_abs[i] = row.abs;
-		stats->sum_sq += row.sq;
 		row.fine += cols * bd_sign_size(fine_dtype);
 		row.base += cols * bd_sign_size(base_dtype);
 	}

@@ -53,7 +53,6 @@ void bd_sign_rebuild_at(enum bd_cpu cpu, const struct bd_sign_run *run, void *ou
 struct bd_sign_stats {
 	double *row_abs; /* [rows]: sum over columns of |d|; written */
 	float *col_abs;  /* [cols]: sum over the rows of this call of |d|; added to */
-	double sum_sq;   /* sum of d^2; added to */
 };
 
 /* For `rows` whole rows of `cols` elements: d = float(fine) - float(base) in binary32; write the

@@ -152,32 +152,25 @@ FN void rebuild_span(const struct bd_sign_span *span, enum bd_dtype base, enum b
 	bd_sign_scalar.rebuild[base][out](&rest);
 }
 
-struct sums {
-	__m256d abs[4], sq[4];
-};
-
 /* Takes four absolute values into four of the lanes. */
-FN void sum(struct sums *s, unsigned i, __m128 a)
+FN void sum(__m256d *lanes, __m128 a)
 {
-	__m256d x = _mm256_cvtps_pd(a);
-
-	s->abs[i] = _mm256_add_pd(s->abs[i], x);
-	s->sq[i] = _mm256_add_pd(s->sq[i], _mm256_mul_pd(x, x));
+	*lanes = _mm256_add_pd(*lanes, _mm256_cvtps_pd(a));
 }
 
 /* One block; returns its 16 sign bits. */
 FN uint32_t extract_block(const uint8_t *fine, enum bd_dtype fine_dtype, const uint8_t *base,
-			  enum bd_dtype base_dtype, float *col, struct sums *sums)
+			  enum bd_dtype base_dtype, float *col, __m256d sums[4])
 {
 	const __m256 zero = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f);
 	struct pair f = load(fine, fine_dtype), b = load(base, base_dtype);
 	struct pair d = { _mm256_sub_ps(f.lo, b.lo), _mm256_sub_ps(f.hi, b.hi) };
 	struct pair a = { _mm256_andnot_ps(sign, d.lo), _mm256_andnot_ps(sign, d.hi) };
 
-	sum(sums, 0, _mm256_castps256_ps128(a.lo));
-	sum(sums, 1, _mm256_extractf128_ps(a.lo, 1));
-	sum(sums, 2, _mm256_castps256_ps128(a.hi));
-	sum(sums, 3, _mm256_extractf128_ps(a.hi, 1));
+	sum(&sums[0], _mm256_castps256_ps128(a.lo));
+	sum(&sums[1], _mm256_extractf128_ps(a.lo, 1));
+	sum(&sums[2], _mm256_castps256_ps128(a.hi));
+	sum(&sums[3], _mm256_extractf128_ps(a.hi, 1));
 	_mm256_storeu_ps(col, _mm256_add_ps(_mm256_loadu_ps(col), a.lo));
 	_mm256_storeu_ps(col + 8, _mm256_add_ps(_mm256_loadu_ps(col + 8), a.hi));
 	return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(d.lo, zero, _CMP_GT_OQ)) |
@@ -188,17 +181,17 @@ FN void extract_row(struct bd_sign_row *row, enum bd_dtype fine, enum bd_dtype b
 {
 	struct bd_sign_row r = *row; /* a copy keeps the writer in registers */
 	double lane[BD_SIGN_LANES];
-	struct sums sums;
+	__m256d sums[4];
 	unsigned rest = r.cols % BLOCK, i;
 	uint64_t j;
 
 	for (i = 0; i < 4; i++)
-		sums.abs[i] = sums.sq[i] = _mm256_setzero_pd();
+		sums[i] = _mm256_setzero_pd();
 	for (j = 0; j + BLOCK <= r.cols; j += BLOCK)
 		bd_sign_put(&r.writer,
 			    extract_block(r.fine + j * bd_sign_size(fine), fine,
 					  r.base + j * bd_sign_size(base), base, r.col_abs + j,
-					  &sums),
+					  sums),
 			    BLOCK);
 	if (rest) {
 		uint8_t f[BLOCK * 4] = { 0 }, b[BLOCK * 4] = { 0 };
@@ -207,16 +200,13 @@ FN void extract_row(struct bd_sign_row *row, enum bd_dtype fine, enum bd_dtype b
 		memcpy(f, r.fine + j * bd_sign_size(fine), rest * bd_sign_size(fine));
 		memcpy(b, r.base + j * bd_sign_size(base), rest * bd_sign_size(base));
 		memcpy(col, r.col_abs + j, rest * sizeof(*col));
-		bd_sign_put(&r.writer, extract_block(f, fine, b, base, col, &sums), rest);
+		bd_sign_put(&r.writer, extract_block(f, fine, b, base, col, sums), rest);
 		memcpy(r.col_abs + j, col, rest * sizeof(*col));
 	}
 	row->writer = r.writer;
 	for (i = 0; i < 4; i++)
-		_mm256_storeu_pd(lane + 4 * i, sums.abs[i]);
+		_mm256_storeu_pd(lane + 4 * i, sums[i]);
 	row->abs = bd_sign_fold(lane);
-	for (i = 0; i < 4; i++)
-		_mm256_storeu_pd(lane + 4 * i, sums.sq[i]);
-	row->sq = bd_sign_fold(lane);
 }
 
 BD_SIGN_DEFINE_LEVEL(bd_sign_avx2);

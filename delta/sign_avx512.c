@@ -202,24 +202,18 @@ FN void rebuild_span(const struct bd_sign_span *span, enum bd_dtype base, enum b
 		rebuild_blocks(span, span->planes, base, out);
 }
 
-struct sums {
-	__m512d abs[2], sq[2];
-};
-
 /* Takes 16 absolute values into the lanes. */
-FN void sum(struct sums *s, __m512 a)
+FN void sum(__m512d sums[2], __m512 a)
 {
 	__m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
 	__m512d hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
 
-	s->abs[0] = _mm512_add_pd(s->abs[0], lo);
-	s->abs[1] = _mm512_add_pd(s->abs[1], hi);
-	s->sq[0] = _mm512_add_pd(s->sq[0], _mm512_mul_pd(lo, lo));
-	s->sq[1] = _mm512_add_pd(s->sq[1], _mm512_mul_pd(hi, hi));
+	sums[0] = _mm512_add_pd(sums[0], lo);
+	sums[1] = _mm512_add_pd(sums[1], hi);
 }
 
 /* Elements outside the mask are zero on both sides, so they have no effect on any sum. */
-FN void extract_block(struct bd_sign_row *row, struct sums *sums, uint64_t j, enum bd_dtype fine,
+FN void extract_block(struct bd_sign_row *row, __m512d sums[2], uint64_t j, enum bd_dtype fine,
 		      enum bd_dtype base, bool full, __mmask32 mask, unsigned n)
 {
 	const __m512 zero = _mm512_setzero_ps();
@@ -242,24 +236,20 @@ FN void extract_block(struct bd_sign_row *row, struct sums *sums, uint64_t j, en
 
 FN void extract_row(struct bd_sign_row *row, enum bd_dtype fine, enum bd_dtype base)
 {
-	struct sums sums = { { _mm512_setzero_pd(), _mm512_setzero_pd() },
-			     { _mm512_setzero_pd(), _mm512_setzero_pd() } };
+	__m512d sums[2] = { _mm512_setzero_pd(), _mm512_setzero_pd() };
 	double lane[BD_SIGN_LANES];
 	struct bd_sign_row r = *row; /* a copy keeps the writer in registers */
 	unsigned rest = r.cols % BLOCK;
 	uint64_t j;
 
 	for (j = 0; j + BLOCK <= r.cols; j += BLOCK)
-		extract_block(&r, &sums, j, fine, base, true, 0, BLOCK);
+		extract_block(&r, sums, j, fine, base, true, 0, BLOCK);
 	if (rest)
-		extract_block(&r, &sums, j, fine, base, false, (1u << rest) - 1, rest);
+		extract_block(&r, sums, j, fine, base, false, (1u << rest) - 1, rest);
 	row->writer = r.writer;
-	_mm512_storeu_pd(lane, sums.abs[0]);
-	_mm512_storeu_pd(lane + 8, sums.abs[1]);
+	_mm512_storeu_pd(lane, sums[0]);
+	_mm512_storeu_pd(lane + 8, sums[1]);
 	row->abs = bd_sign_fold(lane);
-	_mm512_storeu_pd(lane, sums.sq[0]);
-	_mm512_storeu_pd(lane + 8, sums.sq[1]);
-	row->sq = bd_sign_fold(lane);
 }
 
 BD_SIGN_DEFINE_LEVEL(bd_sign_avx512);

@@ -9,12 +9,10 @@
  * Bits in and out of binary32 are the definition in sign.h. The order of the sums of extraction is
  * defined here, for one row of d = float(fine) - float(base):
  *
- *     double abs[16] = {0}, sq[16] = {0}
+ *     double abs[16] = {0}
  *     for j = 0 .. cols-1:    abs[j % 16] += |d[j]|
- *                             sq[j % 16]  += |d[j]| * |d[j]|     exact product of two binary32
- *                             col_abs[j]  += |d[j]|              in binary32, rows ascending
+ *                             col_abs[j]  += |d[j]|     in binary32, rows ascending
  *     row_abs = fold(abs)     written
- *     sum_sq += fold(sq)      rows ascending
  *
  * Adding +0 changes none of these, so vector code may fill a short row up with zeros. Where a sum
  * is NaN, which NaN it is may differ between levels; where it is not, its bits agree. */
@@ -61,7 +59,7 @@ struct bd_sign_row {
 	uint64_t cols;
 	float *col_abs;
 	struct bd_sign_writer writer;
-	double abs, sq;
+	double abs;
 };
 
 struct bd_sign_level {

@@ -113,7 +113,8 @@ run() {
 	if [ "${V:-}" ]; then
 		grep -E '^(ok|not ok|skip)( |$)' "$out" | sed 's/^/    /'
 	else
-		grep -E '^(not ok [0-9]+ # SKIP|ok .*# SKIP|skip )' "$out" | sed 's/^/    /'
+		grep -E '^(not ok ([0-9]+ )?# SKIP|ok .*# SKIP|skip )' "$out" |
+			sed -E 's/^not ok ([0-9]+ )?# SKIP/skip/; s/^/    /'
 	fi
 	if [ "$f" != 0 ]; then
 		failures+=("$name")

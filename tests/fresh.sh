@@ -77,7 +77,6 @@ prepare() {
 		/etc/pip.conf /root/.config/pip /root/.pip
 	mkdir -p "$tree/etc/ssl"
 	[ ! -e $certificates ] || cp -L $certificates "$tree/etc/ssl/fresh.crt"
-	mount --bind "$tree" "$tree" # a root of its own, as unshare and mount expect
 	mount --bind /proc "$tree/proc"
 	mount --bind /sys "$tree/sys"
 	mount --bind /dev "$tree/dev"

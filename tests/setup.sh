@@ -16,6 +16,9 @@ build | demo | test) ;;
 *) fail "usage: tests/setup.sh build | demo | test" ;;
 esac
 
+as_root=
+[ "$(id -u)" = 0 ] || as_root=sudo
+
 # --- Debian packages ---
 
 packages="gcc make pkg-config libc6-dev libfuse3-dev fuse3 libcjson-dev libxxhash-dev zlib1g-dev"
@@ -33,12 +36,8 @@ if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
 		installed "$p" || missing="$missing $p"
 	done
 	if [ -n "$missing" ]; then
-		as_root=
-		if [ "$(id -u)" != 0 ]; then
-			command -v sudo >/dev/null || fail "these packages are missing:$missing." \
-				"Install them as root, or install sudo."
-			as_root=sudo
-		fi
+		[ -z "$as_root" ] || command -v sudo >/dev/null || fail "these packages are missing:$missing." \
+			"Install them as root, or install sudo."
 		say "installing$missing"
 		log=$(mktemp)
 		trap 'rm -f "$log"' EXIT
@@ -80,6 +79,12 @@ if ! [ -c /dev/fuse ] && [ "$(id -u)" = 0 ] && command -v modprobe >/dev/null; t
 fi
 [ -c /dev/fuse ] || fail "/dev/fuse is missing, so nothing can be mounted. Load the kernel's module" \
 	"(modprobe fuse); in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN"
+
+# fusermount3 wants it; installers make it, a bare debootstrap does not.
+if ! [ -e /etc/mtab ]; then
+	say "making /etc/mtab a link to ../proc/self/mounts"
+	$as_root ln -s ../proc/self/mounts /etc/mtab || fail "fusermount3 needs /etc/mtab"
+fi
 
 # --- Python: the interpreter that Debian's packages belong to, whatever else is first in PATH ---
 

@@ -106,8 +106,8 @@ def tensor(t, dtype, shape):
         yield checked(take("raw/" + name, dtype, shape), t["xxh128"])
         return
     base_dtype, base_shape, base = base_tensors[name]
-    assert t["base"].get("dtype") == (base_dtype if base_dtype != dtype else None), name
-    assert t["base"].get("shape") == (base_shape if base_shape != shape else None), name
+    assert t["base"].get("dtype", dtype) == base_dtype, name
+    assert t["base"].get("shape", shape) == base_shape, name
     checked(sample(base), t["base"]["sample"], xxh64)
     checked(base, t["base"]["xxh128"])
     if head == "rows":

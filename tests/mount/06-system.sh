@@ -48,12 +48,13 @@ else
 	same "mount -a mounted it" kjv "$(ls "$W/my models")"
 	check "umount after mount -a" umount "$W/my models"
 
-	# Another mount namespace.
+	# Another mount namespace. (None can be made where / is not a mount, as in a chroot.)
 	unshare -m --propagation private sleep 300 &
 	other=$!
 	pids+=("$other")
-	wait_for 30 bash -c '[ "$(readlink /proc/$1/ns/mnt)" != "$(readlink /proc/self/ns/mnt)" ]' - $other
-	if mount -N "$other" -t tmpfs none "$W/my models" 2>/dev/null; then
+	wait_for 30 bash -c '! [ -e /proc/$1 ] ||
+		[ "$(readlink /proc/$1/ns/mnt)" != "$(readlink /proc/self/ns/mnt)" ]' - $other
+	if is_alive "$other" && mount -N "$other" -t tmpfs none "$W/my models" 2>/dev/null; then
 		check "mount -N" mount -N "$other" -t bitdelta "$B" "$M" -o "deltas=$K"
 		same "mount -N: not here" "" "$(ls "$M")"
 		check "mount -N: there" nsenter -t "$other" -m diff -r "$W/truth/kjv" "$M/kjv"
@@ -61,7 +62,7 @@ else
 	else
 		skip "mount -N" "this mount(8) or kernel cannot"
 	fi
-	kill "$other"
+	kill "$other" 2>/dev/null
 	wait "$other" 2>/dev/null
 fi
 
@@ -117,6 +118,8 @@ finish
 EOF
 if ! command -v setpriv >/dev/null || ! command -v fusermount3 >/dev/null; then
 	skip "an ordinary user" "setpriv or fusermount3 is missing"
+elif ! unshare -m --propagation private true 2>/dev/null; then
+	skip "an ordinary user" "no mount namespace can be made here"
 else
 	here=$here BUILD=$BUILD OUTSIDE=$W unshare -m --propagation private bash "$W/user.sh"
 	case $? in

@@ -197,6 +197,8 @@ static int wait_for_abort(void *context, size_t index, struct bd_error *err)
 	return bd_error_set(err, -EINTR, "interrupted");
 }
 
+/* As a signal handler would, which no sanitizer minds. */
+__attribute__((no_sanitize_thread))
 static void *cancel_soon(void *context)
 {
 	struct job *j = context;
