@@ -50,7 +50,7 @@ struct bd_look {
 	enum bd_scale scale;
 	double attenuation;
 	atomic_ullong *done;                 /* bytes of the fine-tune read so far */
-	const volatile sig_atomic_t *stop;   /* polled between chunks; may be NULL */
+	const atomic_int *stop;   /* polled between chunks; may be NULL */
 };
 
 /* Read a tensor's head against its base and fill in what was found: `same`, or bits, scales,

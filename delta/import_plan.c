@@ -18,50 +18,61 @@
 
 #define NUMBER 14 /* bytes of the shape of a vector: 10^12 bytes at most */
 
-/* "model_type" of config.json, malloced; NULL where there is none. */
-static char *model_type(const struct bd_checkpoint *c)
+/* The string "model_type" of a config.json, malloced; NULL where there is none. A text that a strict
+ * reader does not like (Python writes NaN) is no reason to refuse a model. */
+static char *find_model_type(const char *text, size_t size)
 {
-	char *path = NULL, *text = NULL, key[256], value[256], *found = NULL;
+	char key[256], value[256], *found = NULL;
 	struct bd_json j;
+	int rc;
+
+	bd_json_init(&j, text, size, "config.json", 0, NULL);
+	rc = bd_json_object(&j);
+	while (!found && rc == 0 && (rc = bd_json_member(&j, key, sizeof(key), NULL)) > 0) {
+		if (strcmp(key, "model_type") != 0 || bd_json_peek(&j) != BD_JSON_STRING) {
+			rc = bd_json_skip(&j);
+			continue;
+		}
+		rc = bd_json_string(&j, value, sizeof(value), NULL);
+		found = rc == 0 ? strdup(value) : NULL;
+	}
+	return found;
+}
+
+/* 0 also where there is no config.json: then *type is NULL. */
+static int read_model_type(const struct bd_checkpoint *c, char **type, struct bd_error *err)
+{
+	char *path = NULL, *text = NULL;
 	size_t size;
 	int rc;
 
 	if (asprintf(&path, "%s/config.json", c->path) < 0)
-		return NULL;
-	rc = bd_file_slurp(path, MAX_CONFIG, &text, &size, NULL);
-	if (rc == 0) {
-		bd_json_init(&j, text, size, path, 0, NULL);
-		rc = bd_json_object(&j);
-		while (rc == 0 && (rc = bd_json_member(&j, key, sizeof(key), NULL)) > 0) {
-			if (strcmp(key, "model_type") == 0 && bd_json_peek(&j) == BD_JSON_STRING &&
-			    !found) {
-				rc = bd_json_string(&j, value, sizeof(value), NULL);
-				found = rc == 0 ? strdup(value) : NULL;
-			} else {
-				rc = bd_json_skip(&j);
-			}
-		}
-	}
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", c->path);
+	rc = bd_file_slurp(path, MAX_CONFIG, &text, &size, err);
+	if (rc == 0)
+		*type = find_model_type(text, size);
 	free(text);
 	free(path);
-	return found;
+	return rc == -ENOENT ? 0 : rc;
 }
 
 static int check_architecture(struct bd_plan *plan, struct bd_error *err)
 {
 	const struct bd_import_options *o = plan->options;
-	char *base = model_type(plan->base->checkpoint), *fine = model_type(plan->fine);
-	int rc = 0;
+	char *base = NULL, *fine = NULL;
+	int rc = read_model_type(plan->base->checkpoint, &base, err);
 
-	if (base && fine && strcmp(base, fine) != 0) {
+	if (rc == 0)
+		rc = read_model_type(plan->fine, &fine, err);
+	if (rc == 0 && base && fine && strcmp(base, fine) != 0) {
 		if (o->force)
 			bd_import_note(o, "%s is '%s', %s is '%s': imported all the same, as forced",
 				       o->base, base, o->fine, fine);
 		else
 			rc = bd_error_set(err, -EINVAL, "wrong architecture: the base %s is '%s', the "
-					  "fine-tune %s is '%s' (model_type in config.json); give the base "
-					  "that the fine-tune was made from, or --force", o->base, base,
-					  o->fine, fine);
+					  "fine-tune %s is '%s' (model_type in config.json); give the "
+					  "base that the fine-tune was made from, or --force", o->base,
+					  base, o->fine, fine);
 	}
 	free(base);
 	free(fine);

@@ -5,7 +5,7 @@
 #ifndef BD_PARALLEL_H
 #define BD_PARALLEL_H
 
-#include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -19,7 +19,7 @@ struct bd_watch {
 	void (*note)(void *context, const char *text);
 	void *context;
 	/* Becomes non-zero, from a signal handler perhaps, when the work should stop: -EINTR. */
-	const volatile sig_atomic_t *cancel;
+	const atomic_int *cancel;
 };
 
 struct bd_parallel {
@@ -33,7 +33,7 @@ struct bd_parallel {
 	/* Now and then, and at the end, from the calling thread. NULL allowed. */
 	void (*tick)(void *context);
 	void *context;
-	const volatile sig_atomic_t *cancel;
+	const atomic_int *cancel;
 };
 
 /* The error of the piece with the lowest number among those that failed first, or -EINTR. */

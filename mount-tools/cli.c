@@ -14,7 +14,7 @@
 
 #define BAR 30 /* characters */
 
-static volatile sig_atomic_t cancelled;
+static atomic_int cancelled; /* set by signal handlers, read by workers */
 
 int command_fail(const struct command *command, const struct bd_error *err)
 {

@@ -1,6 +1,7 @@
 /* import.c: `bitdelta import`. */
 #include "import.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,6 +80,11 @@ static char *default_output(const char *fine)
 	return out;
 }
 
+static int out_of_memory(const struct command *command)
+{
+	return command_fail(command, &(struct bd_error){ -ENOMEM, "out of memory" });
+}
+
 static int parse(const struct command *command, int argc, char **argv, struct arguments *a)
 {
 	struct bd_import_options *o = &a->options;
@@ -89,7 +95,7 @@ static int parse(const struct command *command, int argc, char **argv, struct ar
 	o->attenuation = BD_ATTENUATION;
 	a->rules = calloc((size_t)argc, sizeof(*a->rules));
 	if (!a->rules)
-		return command_usage(command, "out of memory");
+		return out_of_memory(command);
 	o->rules = a->rules;
 	optind = 0; /* begin anew, with argv[0] the command's name */
 	opterr = 0;
@@ -142,7 +148,7 @@ static int parse(const struct command *command, int argc, char **argv, struct ar
 	o->fine = argv[optind];
 	if (!o->out)
 		o->out = a->out = default_output(o->fine);
-	return o->out ? EXIT_OK : command_usage(command, "out of memory");
+	return o->out ? EXIT_OK : out_of_memory(command);
 }
 
 static int report(const struct arguments *a, double seconds, struct bd_error *err)

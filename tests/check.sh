@@ -226,5 +226,9 @@ unit tsan
 mount_scripts release
 mount_scripts asan load
 mount_scripts tsan load
+for t in tests/faults/[0-9][0-9]-*.sh; do
+	[ -e "$t" ] || continue
+	BUILD=$root/build/release run "faults/$(basename "$t" .sh)" 600 bash "$t"
+done
 run loaders 600 tests/loaders/run.sh build/release
 finish

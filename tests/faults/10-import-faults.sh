@@ -21,7 +21,7 @@ state() {
 		echo "files: $names"
 	elif cmp -s "$W/reference.bdelta" "${1:-$O}/x.bdelta"; then
 		echo new
-	elif [ "$(cat "${1:-$O}/x.bdelta")" = old ]; then
+	elif grep -qx old "${1:-$O}/x.bdelta"; then
 		echo old
 	else
 		echo "another file of $(stat -c %s "${1:-$O}/x.bdelta") bytes"
@@ -94,10 +94,13 @@ if ${CC:-gcc} -shared -fPIC -O1 -o "$W/inject.so" "$faults/inject.c" -ldl 2>"$W/
 			tried=$((tried + 1))
 			found=$(state)
 			if [ $s = 0 ]; then
-				# What failed was not needed; then all must be well.
+				# What failed was not needed; then all must be well. (Without memory for an
+				# exact bound, the header has more padding.)
 				succeeded=$((succeeded + 1))
-				[ "$found" = new ] || wrong="$wrong $k: success, but $found;"
-			elif [ $s != 1 ]; then
+				[ "$found" = new ] || { [ "$call" = malloc ] && "$BITDELTA" verify -q \
+					--base "$DATA/base" "$O/x.bdelta" 2>>"$W/inject.log"; } ||
+					wrong="$wrong $k: success, but $found;"
+			elif [ $s != 1 ] && ! { [ $s = 2 ] && [ "$call" = malloc ]; }; then
 				wrong="$wrong $k: exit status $s ($(tail -n 1 "$W/inject.log"));"
 			elif ! grep -qE -- "$pattern" "$W/inject.log"; then
 				wrong="$wrong $k: says $(tail -n 1 "$W/inject.log");"
@@ -125,8 +128,8 @@ if ${CC:-gcc} -shared -fPIC -O1 -o "$W/inject.so" "$faults/inject.c" -ldl 2>"$W/
 	each "EIO at linkat" linkat 5 1 "x.bdelta: .*Input/output error"
 	each "EEXIST at linkat" linkat 17 1 "never"
 	each "ENOSPC at renameat" renameat 28 1 "x.bdelta: .*No space left"
-	each "EIO at a read" pread 5 5 "safetensors: .*Input/output error"
-	each "EIO from a read on" pread 5 31 "safetensors: .*Input/output error" INJECT_ALL=1
+	each "EIO at a read" pread 5 101 "(base|kjv)/[a-z_.]*: .*Input/output error"
+	each "EIO from a read on" pread 5 307 "(base|kjv)/[a-z_.]*: .*Input/output error" INJECT_ALL=1
 	each "EIO at fstat" fstat 5 1 "Input/output error"
 	each "EMFILE at open" open 24 1 "Too many open files"
 	each "no O_TMPFILE" openat 95 1 "not supported"

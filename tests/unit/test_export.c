@@ -207,7 +207,7 @@ static void failures(void **state)
 	}
 }
 
-static volatile sig_atomic_t cancel;
+static atomic_int cancel;
 
 /* As a signal handler would, which no sanitizer minds. */
 __attribute__((no_sanitize_thread))

@@ -699,7 +699,7 @@ static void refuses(void **state)
 
 /* ---- Interruption ---- */
 
-static volatile sig_atomic_t cancel;
+static atomic_int cancel;
 
 /* As a signal handler would, which no sanitizer minds. */
 __attribute__((no_sanitize_thread))

@@ -32,7 +32,7 @@ struct job {
 	pthread_mutex_t lock;
 	pthread_cond_t woken;
 	bool aborted;
-	volatile sig_atomic_t cancel;
+	atomic_int cancel;
 };
 
 static struct job *new_job(size_t count)

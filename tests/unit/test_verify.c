@@ -189,7 +189,7 @@ static void watched(void **state)
 	struct ts_model m;
 	struct bd_delta *d;
 	struct bd_base *base;
-	volatile sig_atomic_t cancel = 0;
+	atomic_int cancel = 0;
 	struct bd_watch watch = { .progress = progress, .cancel = &cancel };
 
 	(void)state;
