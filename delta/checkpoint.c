@@ -32,6 +32,7 @@ struct index {
 	char **shards;    /* in order of appearance */
 	size_t shard_count, shard_room;
 	struct bd_name_table *shard_names; /* name -> number */
+	double total_size; /* bytes of all tensors, as metadata says; 0: it does not say */
 };
 
 struct load {
@@ -236,6 +237,33 @@ static int read_weight_map(struct load *l, struct bd_json *j)
 	}
 }
 
+/* The metadata of an index, of which only total_size has a meaning. */
+static int read_metadata(struct index *x, struct bd_json *j)
+{
+	char key[BD_MAX_NAME + 1];
+	int rc = bd_json_object(j);
+
+	while (rc == 0 && (rc = bd_json_member(j, key, sizeof(key), NULL)) > 0) {
+		if (strcmp(key, "total_size") == 0 && bd_json_peek(j) == BD_JSON_NUMBER)
+			rc = bd_json_number(j, &x->total_size);
+		else
+			rc = bd_json_skip(j);
+	}
+	return rc;
+}
+
+/* Other bytes than the index promises are a download that broke off, or shards of two versions. */
+static int check_total_size(const struct load *l)
+{
+	double found = (double)l->c->tensor_bytes, said = l->index.total_size;
+
+	if (!l->indexed || said == 0 || said == found)
+		return 0;
+	return bd_error_set(l->err, -EINVAL, "%s/" INDEX ": metadata.total_size is %.0f, but the shards "
+			    "hold %.0f bytes of tensors; download the model again, or, if the shards "
+			    "are right, correct total_size or remove it", l->c->path, said, found);
+}
+
 static int read_index(struct load *l)
 {
 	struct index *x = &l->index;
@@ -270,13 +298,14 @@ static int read_index(struct load *l)
 	bd_json_init(&j, text, size, path, 0, l->err);
 	rc = bd_json_object(&j);
 	while (rc == 0 && (rc = bd_json_member(&j, key, sizeof(key), &length)) > 0) {
-		/* metadata.total_size is wrong in many published checkpoints; nobody needs it. */
-		if (strcmp(key, "weight_map") != 0) {
+		if (strcmp(key, "weight_map") == 0) {
+			mapped = true;
+			rc = read_weight_map(l, &j);
+		} else if (strcmp(key, "metadata") == 0 && bd_json_peek(&j) == BD_JSON_OBJECT) {
+			rc = read_metadata(x, &j);
+		} else {
 			rc = bd_json_skip(&j);
-			continue;
 		}
-		mapped = true;
-		rc = read_weight_map(l, &j);
 	}
 	if (rc == 0)
 		rc = bd_json_end(&j);
@@ -423,6 +452,8 @@ static const char *why_not_name(const struct load *l, const char *name)
 		return "lock file";
 	if (ends_with(name, ".incomplete"))
 		return "unfinished download";
+	if (ends_with(name, ".bdelta")) /* perhaps of this very model */
+		return "a .bdelta file";
 	if (suffix && strcmp(suffix, ".safetensors") == 0)
 		return l->indexed ? "weights that " INDEX " does not list" :
 				    "weights besides " SINGLE;
@@ -435,8 +466,9 @@ static const char *why_not_name(const struct load *l, const char *name)
 	return NULL;
 }
 
-/* The same after a look at the file. */
-static int why_not_file(const struct load *l, const char *name, const char **why)
+/* The same after a look at the file. A dangling link is remembered: of a base nobody needs the file,
+ * of a fine-tune it would be lost. */
+static int why_not_file(struct load *l, const char *name, const char **why)
 {
 	char *path;
 	struct stat st;
@@ -447,8 +479,12 @@ static int why_not_file(const struct load *l, const char *name, const char **why
 		return no_memory(l);
 	rc = stat(path, &st) < 0 ? -errno : 0;
 	if (rc == -ENOENT || rc == -ELOOP) {
-		rc = bd_error_set(l->err, -EINVAL, "%s: is a link to a file that is not there; "
-				  "download the model again or remove the link", path);
+		*why = "link to a file that is not there";
+		rc = 0;
+		if (!l->c->dangling) {
+			l->c->dangling = path;
+			return 0;
+		}
 	} else if (rc) {
 		bd_error_set(l->err, rc, "%s: cannot be examined: %s", path, strerror(-rc));
 	} else if (S_ISDIR(st.st_mode)) {
@@ -537,6 +573,8 @@ static int load(struct load *l, const char *path)
 	if (rc == 0)
 		rc = name_tensors(l);
 	if (rc == 0)
+		rc = check_total_size(l);
+	if (rc == 0)
 		rc = collect_files(l);
 	return rc;
 }
@@ -581,6 +619,7 @@ void bd_checkpoint_close(struct bd_checkpoint *c)
 	for (size_t i = 0; i < c->skipped_count; i++)
 		free(c->skipped[i]);
 	bd_name_table_free(c->names);
+	free(c->dangling);
 	free(c->shards);
 	free(c->sidecars);
 	free(c->skipped);

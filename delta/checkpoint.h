@@ -31,6 +31,7 @@ struct bd_checkpoint {
 	size_t sidecar_count;
 	char **skipped;    /* "NAME: why" for what lies there and is not taken, in order of name */
 	size_t skipped_count;
+	char *dangling;    /* path of the first link to a file that is not there; NULL if none */
 	struct bd_name_table *names; /* private: name -> number, counted through all shards */
 };
 

@@ -11,16 +11,7 @@
 #include "manifest.h"
 #include "utf8.h"
 
-#define MAX_MANIFEST ((uint64_t)1 << 30)
-/* Deflate cannot expand by more than this, so a larger claim is a lie found before allocating. */
-#define MAX_EXPANSION 1032
-
-bool bd_manifest_size_is_possible(uint64_t packed, uint64_t plain)
-{
-	return packed <= MAX_MANIFEST && plain <= MAX_MANIFEST && plain <= packed * MAX_EXPANSION + 64;
-}
-
-/* Inflate a stored zlib stream whose contents are known to have `size` bytes. */
+/* Inflate a stored zlib stream whose contents have `size` bytes, which somebody found possible. */
 static int inflate_stored(const struct bd_delta *d, const struct bd_tensor *t, uint64_t size,
 			  char **data, struct bd_error *err)
 {
@@ -28,9 +19,6 @@ static int inflate_stored(const struct bd_delta *d, const struct bd_tensor *t, u
 	uLongf plain_size, packed_size;
 	int rc;
 
-	if (!bd_manifest_size_is_possible(t->size, size))
-		return bd_error_set(err, -EINVAL, "%s: '%s' claims an impossible size", d->file->path,
-				    t->name);
 	packed = malloc((size_t)t->size + 1);
 	plain = malloc((size_t)size + 1);
 	if (!packed || !plain) {
@@ -45,6 +33,10 @@ static int inflate_stored(const struct bd_delta *d, const struct bd_tensor *t, u
 	plain_size = (uLongf)size + 1;
 	packed_size = (uLong)t->size;
 	rc = uncompress2((Bytef *)plain, &plain_size, (Bytef *)packed, &packed_size);
+	if (rc == Z_MEM_ERROR) {
+		rc = bd_error_set(err, -ENOMEM, "%s: out of memory for '%s'", d->file->path, t->name);
+		goto out;
+	}
 	if (rc != Z_OK || plain_size != size || packed_size != t->size) {
 		rc = bd_error_set(err, -EINVAL, "%s: '%s' is damaged (does not inflate to %" PRIu64
 				  " bytes)", d->file->path, t->name, size);
@@ -121,7 +113,10 @@ int bd_delta_open(struct bd_delta **out, const char *path, struct bd_error *err)
 		rc = bd_error_set(err, -EINVAL, "%s: no tensor 'manifest'", path);
 		goto out;
 	}
-	rc = inflate_stored(d, manifest, size, &text, err);
+	rc = bd_manifest_size_is_possible(manifest->size, size) ? 0 :
+		bd_error_set(err, -EINVAL, "%s: the manifest claims an impossible size", path);
+	if (rc == 0)
+		rc = inflate_stored(d, manifest, size, &text, err);
 	if (rc < 0)
 		goto out;
 	bd_hash_data(text, (size_t)size, hash);

@@ -149,11 +149,11 @@ static int check_target(const char *out, struct bd_error *err)
 
 	/* The finished directory is renamed to OUT, which therefore must be one or nothing itself. */
 	if (!*out || strcmp(out, ".") == 0 || strcmp(out, "..") == 0 ||
-	    (lstat(out, &st) == 0 && !S_ISDIR(st.st_mode))) {
+	    (lstat(out, &st) == 0 && S_ISLNK(st.st_mode))) {
 		if (dir)
 			closedir(dir);
 		return bd_error_set(err, -EINVAL, "%s: give the name of a directory to be created, no "
-				    "file, link or dot", out);
+				    "link or dot", out);
 	}
 	if (!dir)
 		return errno == ENOENT ? 0 : bd_error_set(err, -errno, "%s: %s", out, strerror(errno));

@@ -27,8 +27,6 @@
 /* Above this, base and fine-tune are not relatives and one bit will not do. */
 #define UNRELATED 0.5
 
-enum phase { LOOK_WIDE, LOOK_SIGN, LOOK_REST }; /* LOOK_REST runs once per size of element */
-
 struct import {
 	const struct bd_import_options *options;
 	struct bd_plan plan;
@@ -256,42 +254,51 @@ static int work_exact(void *context, size_t index, struct bd_error *err)
 	return rc == 0 && wanted ? copy_raw(im, item, from, offset, err) : rc;
 }
 
-static bool belongs(const struct bd_item *item, enum phase phase, unsigned low, unsigned high)
+/* Tensors of at least `low` and less than `high` bits an element that were not to be sign-coded, and
+ * what the sign phase left over. */
+static bool is_exact(const struct bd_item *item, unsigned low, unsigned high)
 {
 	unsigned bits = bd_dtype_bits(item->entry->tensor->dtype);
+	enum bd_encoding encoding = item->entry->encoding;
 
-	switch (phase) {
-	case LOOK_WIDE:
-		return !item->sign && bits >= 64;
-	case LOOK_SIGN:
-		return item->sign;
-	case LOOK_REST:
-		/* What the sign phase left over, too. */
-		return bits >= low && bits < high &&
-		       (!item->sign || item->entry->encoding == BD_RAW ||
-			(item->entry->encoding == BD_ROWS && has_tail(item)));
-	}
-	return false;
+	return bits >= low && bits < high &&
+	       (!item->sign || encoding == BD_RAW || (encoding == BD_ROWS && has_tail(item)));
 }
 
-static int run_phase(struct import *im, enum phase phase, unsigned low, unsigned high,
+/* Run `work` on the items in the queue. */
+static int run_phase(struct import *im, int (*work)(void *, size_t, struct bd_error *),
 		     struct bd_error *err)
 {
 	struct bd_parallel job = {
+		.count = im->queue_size,
 		.threads = im->options->threads,
-		.work = phase == LOOK_SIGN ? work_sign : work_exact,
+		.work = work,
 		.abort = abort_phase,
 		.tick = show_progress,
 		.context = im,
 		.cancel = im->options->watch.cancel,
 	};
 
-	im->queue_size = im->turn = 0;
-	for (size_t i = 0; i < im->plan.item_count; i++)
-		if (belongs(&im->plan.items[i], phase, low, high))
-			im->queue[im->queue_size++] = &im->plan.items[i];
-	job.count = im->queue_size;
+	im->turn = 0;
 	return bd_parallel_run(&job, err);
+}
+
+static int run_sign(struct import *im, struct bd_error *err)
+{
+	im->queue_size = 0;
+	for (size_t i = 0; i < im->plan.item_count; i++)
+		if (im->plan.items[i].sign)
+			im->queue[im->queue_size++] = &im->plan.items[i];
+	return run_phase(im, work_sign, err);
+}
+
+static int run_exact(struct import *im, unsigned low, unsigned high, struct bd_error *err)
+{
+	im->queue_size = 0;
+	for (size_t i = 0; i < im->plan.item_count; i++)
+		if (is_exact(&im->plan.items[i], low, high))
+			im->queue[im->queue_size++] = &im->plan.items[i];
+	return run_phase(im, work_exact, err);
 }
 
 static int store_scales(struct import *im, struct bd_error *err)
@@ -313,7 +320,7 @@ static int deflate_bytes(const struct import *im, const char *plain, size_t size
 	uLongf n = compressBound(size);
 
 	*packed = malloc(n);
-	if (!*packed || compress2((Bytef *)*packed, &n, (const Bytef *)plain, size, 9) != Z_OK) {
+	if (!*packed || compress2((Bytef *)*packed, &n, (const Bytef *)plain, size, 6) != Z_OK) {
 		free(*packed);
 		*packed = NULL;
 		return out_of_memory(im, err);
@@ -359,6 +366,10 @@ static int store_manifest(struct import *im, struct bd_error *err)
 	}
 	bd_hash_data(text.data, text.size, hash);
 	rc = deflate_bytes(im, text.data, text.size, &packed, &packed_size, err);
+	if (rc == 0 && !bd_manifest_size_is_possible(packed_size, text.size))
+		rc = bd_error_set(err, -E2BIG, "%s: its safetensors headers are too large to be kept (%zu "
+				  "bytes with the manifest), or padded too much", im->options->fine,
+				  text.size);
 	if (rc == 0)
 		rc = bd_container_add(im->container, "manifest", "", packed, packed_size, err);
 	snprintf(metadata, sizeof(metadata), "{\"format\":\"bdelta\",\"version\":\"1\","
@@ -398,18 +409,18 @@ static void note_unrelated(const struct import *im)
 
 static int run(struct import *im, struct bd_error *err)
 {
-	int rc = run_phase(im, LOOK_WIDE, 64, 65, err);
+	int rc = run_exact(im, 64, 65, err);
 
 	if (rc == 0)
-		rc = run_phase(im, LOOK_SIGN, 0, 65, err);
+		rc = run_sign(im, err);
 	if (rc == 0)
 		rc = store_scales(im, err);
 	if (rc == 0)
-		rc = run_phase(im, LOOK_REST, 32, 64, err);
+		rc = run_exact(im, 32, 64, err);
 	if (rc == 0)
-		rc = run_phase(im, LOOK_REST, 16, 32, err);
+		rc = run_exact(im, 16, 32, err);
 	if (rc == 0)
-		rc = run_phase(im, LOOK_REST, 0, 16, err);
+		rc = run_exact(im, 0, 16, err);
 	for (size_t i = 0; rc == 0 && i < im->plan.delta->file_count; i++)
 		if (!im->plan.delta->files[i].st)
 			rc = store_sidecar(im, &im->plan.delta->files[i], err);
@@ -505,6 +516,11 @@ int bd_import(const struct bd_import_options *options, struct bd_error *err)
 	rc = bd_checkpoint_open(&im.plan.fine, options->fine, err);
 	if (rc < 0) {
 		bd_error_prefix(err, "fine-tune");
+		goto out;
+	}
+	if (im.plan.fine->dangling) {
+		rc = bd_error_set(err, -EINVAL, "fine-tune: %s is a link to a file that is not there; download "
+				  "the model again or remove the link", im.plan.fine->dangling);
 		goto out;
 	}
 	for (size_t i = 0; i < im.plan.fine->skipped_count; i++)

@@ -129,6 +129,7 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 	if (!b || t->count == 0)
 		return 0;
 	grown = !bd_tensor_same_shape(t, b->tensor);
+	plan->related += !grown || shapes_agree_from(t, b->tensor, 1);
 	may_sign = wish == BD_WISH_SIGN && t->dims >= 1 && bd_dtype_is_weight(t->dtype) &&
 		   bd_dtype_is_weight(b->tensor->dtype);
 	if (grown && (t->dims < 2 || (by_rule && wish == BD_WISH_EXACT)))
@@ -168,11 +169,30 @@ static int by_file_name(const void *a, const void *b)
 	return strcmp(x->name, y->name);
 }
 
+/* What a file has now; what it has when it is stored is found then. */
+static int sidecar_size(const struct bd_checkpoint *c, struct bd_delta_file *f, struct bd_error *err)
+{
+	struct stat st;
+	char *path;
+	int rc = 0;
+
+	if (asprintf(&path, "%s/%s", c->path, f->name) < 0)
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", c->path);
+	if (stat(path, &st) < 0)
+		rc = bd_error_set(err, -errno, "%s: %s", path, strerror(errno));
+	else
+		f->size = (uint64_t)st.st_size;
+	free(path);
+	return rc;
+}
+
 /* The directory's files, ascending; safetensors files borrow their header from the checkpoint. */
 static int plan_files(struct bd_plan *plan, struct bd_error *err)
 {
 	struct bd_checkpoint *fine = plan->fine;
 	struct bd_delta *d = plan->delta;
+	const char *twin;
+	int rc;
 
 	d->files = calloc(fine->shard_count + fine->sidecar_count, sizeof(*d->files));
 	if (!d->files)
@@ -184,8 +204,12 @@ static int plan_files(struct bd_plan *plan, struct bd_error *err)
 		f->name = strdup(shard ? fine->shards[i].name : fine->sidecars[i - fine->shard_count]);
 		if (!f->name)
 			return out_of_memory(plan, err);
-		if (!shard)
+		if (!shard) {
+			rc = sidecar_size(fine, f, err);
+			if (rc < 0)
+				return rc;
 			continue;
+		}
 		f->st = fine->shards[i].st;
 		f->size = f->st->file_size;
 		f->entries = calloc(f->st->count ? f->st->count : 1, sizeof(*f->entries));
@@ -195,7 +219,11 @@ static int plan_files(struct bd_plan *plan, struct bd_error *err)
 			f->entries[t].tensor = &f->st->tensors[t];
 	}
 	qsort(d->files, d->file_count, sizeof(*d->files), by_file_name);
-	return 0;
+	rc = bd_manifest_find_twin(d, &twin);
+	if (rc < 0)
+		return out_of_memory(plan, err);
+	return !twin ? 0 : bd_error_set(err, -EINVAL, "%s: the name '%s' occurs twice but for upper and "
+					"lower case; rename or remove one", plan->options->fine, twin);
 }
 
 static struct bd_file *shard_file(const struct bd_plan *plan, const char *name)
@@ -209,7 +237,6 @@ static struct bd_file *shard_file(const struct bd_plan *plan, const char *name)
 int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
 {
 	struct bd_delta *d = plan->delta;
-	size_t related = 0;
 	int rc = check_architecture(plan, err);
 
 	if (rc == 0)
@@ -230,12 +257,11 @@ int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
 			rc = plan_tensor(plan, item, err);
 			if (rc < 0)
 				return rc;
-			related += item->base && item->entry->tensor->dims >= 2;
 		}
 	}
-	if (related == 0)
-		return bd_error_set(err, -EINVAL, "%s has no weight in common with the base %s (no tensor of "
-				    "the same name and shape): give the base that it was made from",
+	if (plan->related == 0)
+		return bd_error_set(err, -EINVAL, "%s has nothing in common with the base %s (no tensor "
+				    "of the same name and shape): give the base that it was made from",
 				    plan->options->fine, plan->options->base);
 	return 0;
 }
@@ -245,21 +271,26 @@ bool bd_item_is_resized(const struct bd_item *item)
 	return item->base && !bd_tensor_same_shape(item->entry->tensor, item->base->tensor);
 }
 
+/* Bytes of the text of the shape of an entry's sign planes. */
+static size_t plane_shape(const struct bd_entry *e)
+{
+	struct bd_tensor plane = {
+		.dims = 1, .shape = { bd_manifest_plane_bytes(1, e->rows * e->cols) },
+	};
+	char text[200];
+
+	return strlen(bd_tensor_shape_text(&plane, text, sizeof(text)));
+}
+
 uint64_t bd_plan_header_bound(const struct bd_plan *plan)
 {
 	uint64_t data = plan->fine->tensor_bytes + MANIFEST_BOUND, bound;
-	struct stat st;
 
 	/* Whatever is stored is no longer than this: all tensors raw, and for each file its stream. */
 	for (size_t i = 0; i < plan->delta->file_count; i++) {
 		const struct bd_delta_file *f = &plan->delta->files[i];
-		char *path;
 
-		data += f->st ? 8 * f->st->header_size : 0;
-		if (f->st || asprintf(&path, "%s/%s", plan->fine->path, f->name) < 0)
-			continue;
-		data += stat(path, &st) == 0 ? compressBound((uLong)st.st_size) : 0;
-		free(path);
+		data += f->st ? 8 * f->st->header_size : compressBound((uLong)f->size);
 	}
 	bound = 8 + 160 + bd_container_entry_bound(10, BD_U8, NUMBER, data) +
 		bd_container_entry_bound(8, BD_F32, NUMBER, data);
@@ -276,7 +307,7 @@ uint64_t bd_plan_header_bound(const struct bd_plan *plan)
 		raw = bd_container_entry_bound(
 			name, t->dtype, strlen(bd_tensor_shape_text(t, shape, sizeof(shape))), data);
 		if (item->sign)
-			sign = bd_container_entry_bound(name, BD_U8, NUMBER, data);
+			sign = bd_container_entry_bound(name, BD_U8, plane_shape(item->entry), data);
 		bound += bd_item_is_resized(item) ? sign + raw : sign > raw ? sign : raw;
 	}
 	return bound;

@@ -66,18 +66,58 @@ static float element(const char *p, enum bd_dtype dtype)
 	return dtype == BD_BF16 ? bd_bf16_to_float(half) : bd_f16_to_float(half);
 }
 
-/* The honest error: rebuild some rows with the arithmetic of the format and compare. `fine`, `base` and
- * `out` have room for a row each. */
-static int measure(struct bd_item *item, char *fine, char *base, char *out, struct bd_error *err)
+/* The largest absolute value among `count` elements, found in their bits: without its sign, a number of
+ * any of the three types is ordered as an integer. NaN and infinity come out as infinity. */
+static float largest(const char *p, enum bd_dtype dtype, uint64_t count)
+{
+	uint32_t most = 0;
+	uint16_t most_half = 0;
+
+	for (uint64_t i = 0; dtype == BD_F32 && i < count; i++) {
+		uint32_t u;
+
+		memcpy(&u, p + 4 * i, sizeof(u));
+		u &= 0x7FFFFFFF;
+		most = u > most ? u : most;
+	}
+	for (uint64_t i = 0; dtype != BD_F32 && i < count; i++) {
+		uint16_t u;
+
+		memcpy(&u, p + 2 * i, sizeof(u));
+		u &= 0x7FFF;
+		most_half = u > most_half ? u : most_half;
+	}
+	if (dtype == BD_F32)
+		return most >= 0x7F800000 ? INFINITY : element((char *)&most, BD_F32);
+	return isnan(element((char *)&most_half, dtype)) ? INFINITY :
+							   element((char *)&most_half, dtype);
+}
+
+/* Could base + scale leave the range of the dtype anywhere? `most` is the largest |base|. */
+static bool may_overflow(const struct bd_item *item, float most)
+{
+	const struct bd_entry *e = item->entry;
+	double limit = e->tensor->dtype == BD_F16 ? 65504.0 : 3.3895e38; /* F16's and BF16's largest */
+	double row = largest((const char *)item->scales, BD_F32, e->rows);
+	double col = largest((const char *)(item->scales + e->rows), BD_F32, e->cols);
+
+	return most + row * col >= limit;
+}
+
+/* The honest error: rebuild rows with the arithmetic of the format and compare; some rows, or all where a
+ * number might overflow. `fine`, `base` and `out` have room for a row each. */
+static int measure(struct bd_item *item, float most, char *fine, char *base, char *out,
+		   struct bd_error *err)
 {
 	struct bd_entry *e = item->entry;
 	const struct bd_tensor *t = e->tensor;
 	size_t unit = bd_dtype_bits(t->dtype) / 8, base_unit = bd_dtype_bits(e->base_dtype) / 8;
-	uint64_t rows = e->rows < SAMPLED_ROWS ? e->rows : SAMPLED_ROWS;
+	bool all = e->rows < SAMPLED_ROWS || may_overflow(item, most);
+	uint64_t rows = all ? e->rows : SAMPLED_ROWS;
 	double off = 0, moved = 0, size = 0;
 
 	for (uint64_t k = 0; k < rows; k++) {
-		uint64_t i = rows == e->rows ? k : (uint64_t)((double)k * (double)e->rows / (double)rows);
+		uint64_t i = all ? k : (uint64_t)((double)k * (double)e->rows / (double)rows);
 		struct bd_sign_run run = {
 			.cols = e->cols, .count = e->cols, .planes = 1,
 			.base_dtype = e->base_dtype, .out_dtype = t->dtype,
@@ -143,7 +183,7 @@ int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct b
 	XXH3_state_t *hash = XXH3_createState();
 	char *fine = NULL, *base = NULL, *out = NULL;
 	double *row_abs = NULL, *col_abs = NULL;
-	float *col_part = NULL;
+	float *col_part = NULL, most = 0;
 	bool same = e->base_dtype == t->dtype;
 	struct bd_sign_stats stats;
 	int rc = 0;
@@ -177,6 +217,7 @@ int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct b
 			goto out;
 		XXH3_128bits_update(hash, base, n * base_row);
 		same = same && memcmp(fine, base, n * row_size) == 0;
+		most = fmaxf(most, largest(base, e->base_dtype, n * e->cols));
 		/* Sums in binary32 over one chunk only, so that tall matrices lose nothing. */
 		memset(col_part, 0, e->cols * sizeof(*col_part));
 		stats = (struct bd_sign_stats){ .row_abs = row_abs + i, .col_abs = col_part };
@@ -193,7 +234,7 @@ int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct b
 	item->same = same;
 	item->usable = !same && closed_form(look, e->rows, e->cols, row_abs, col_abs, item->scales);
 	if (item->usable)
-		rc = measure(item, fine, base, out, err);
+		rc = measure(item, most, fine, base, out, err);
 out:
 	XXH3_freeState(hash);
 	free(fine);

@@ -14,6 +14,10 @@
 
 #define MAX_ELEMENTS ((uint64_t)1 << 56) /* so that planes * count cannot overflow */
 #define MAX_LABEL 1024
+#define MAX_MANIFEST ((uint64_t)256 << 20)
+#define FREE_MANIFEST ((uint64_t)16 << 20) /* up to here, however small it was packed */
+/* Deflate cannot expand by more than this, so a larger claim is a lie found before allocating. */
+#define MAX_EXPANSION 1032
 
 static const char *const encodings[BD_ENCODINGS] = {
 	[BD_SAME] = "same", [BD_SIGN] = "sign", [BD_RAW] = "raw", [BD_ROWS] = "rows",
@@ -27,6 +31,18 @@ const char *bd_encoding_name(enum bd_encoding encoding)
 uint64_t bd_manifest_plane_bytes(unsigned planes, uint64_t count)
 {
 	return (planes * count + 63) / 64 * 8;
+}
+
+bool bd_manifest_size_is_possible(uint64_t packed, uint64_t plain)
+{
+	return packed <= MAX_MANIFEST && plain <= MAX_MANIFEST &&
+	       (plain <= FREE_MANIFEST || plain / 64 <= packed);
+}
+
+bool bd_manifest_file_size_is_possible(uint64_t packed, uint64_t plain)
+{
+	return plain <= BD_MAX_SIDECAR && packed <= 2 * BD_MAX_SIDECAR &&
+	       plain <= packed * MAX_EXPANSION + 64;
 }
 
 /* A record of the manifest before it is bound to its header. */
@@ -396,7 +412,7 @@ static int read_file(struct reader *r, struct bd_delta_file *file)
 		rc = bd_json_fail(j, "file '%s' lacks header, tensors or xxh128", file->name);
 	} else {
 		rc = take_bytes(r, "file", file->name, UINT64_MAX, &file->stored);
-		if (rc == 0 && !bd_manifest_size_is_possible(file->stored->size, file->size))
+		if (rc == 0 && !bd_manifest_file_size_is_possible(file->stored->size, file->size))
 			rc = bd_json_fail(j, "file '%s' claims an impossible size", file->name);
 	}
 out:
@@ -405,10 +421,33 @@ out:
 	return rc;
 }
 
+static int by_folded_name(const void *a, const void *b)
+{
+	return strcasecmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+int bd_manifest_find_twin(const struct bd_delta *d, const char **twin)
+{
+	const char **names = calloc(d->file_count + 1, sizeof(*names));
+
+	*twin = NULL;
+	if (!names)
+		return -ENOMEM;
+	for (size_t i = 0; i < d->file_count; i++)
+		names[i] = d->files[i].name;
+	qsort(names, d->file_count, sizeof(*names), by_folded_name);
+	for (size_t i = 1; i < d->file_count && !*twin; i++)
+		if (strcasecmp(names[i - 1], names[i]) == 0)
+			*twin = names[i];
+	free(names);
+	return 0;
+}
+
 static int read_files(struct reader *r)
 {
 	struct bd_delta *d = r->delta;
 	size_t capacity = 0;
+	const char *twin = NULL;
 	int rc = bd_json_array(&r->json);
 
 	while (rc == 0 && (rc = bd_json_item(&r->json)) > 0) {
@@ -427,6 +466,10 @@ static int read_files(struct reader *r)
 		    strcmp(d->files[d->file_count - 2].name, d->files[d->file_count - 1].name) >= 0)
 			rc = bd_json_fail(&r->json, "files are not in ascending order of name");
 	}
+	if (rc == 0 && bd_manifest_find_twin(d, &twin) < 0)
+		return bd_error_set(r->json.err, -ENOMEM, "%s: out of memory", r->what);
+	if (rc == 0 && twin)
+		rc = bd_json_fail(&r->json, "the name '%s' occurs twice but for upper and lower case", twin);
 	return rc;
 }
 

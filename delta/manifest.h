@@ -15,8 +15,16 @@ int bd_manifest_parse(struct bd_delta *delta, const char *text, size_t size, str
  * importer can fill a delta by hand. */
 void bd_manifest_print(const struct bd_delta *delta, struct bd_buffer *out);
 
-/* Can a zlib stream of so many bytes inflate to so many, and both be held in memory? */
+/* May a stream of `packed` bytes be the manifest, or another file, of `plain` bytes? Deltas come from
+ * strangers, and a stream can claim a thousand times its size: manifests are full of hashes, which do not
+ * shrink, and files that import takes are small. */
 bool bd_manifest_size_is_possible(uint64_t packed, uint64_t plain);
+bool bd_manifest_file_size_is_possible(uint64_t packed, uint64_t plain);
+
+/* Two files whose names differ in nothing but the case of ASCII letters cannot lie side by side in every
+ * directory that an export may be copied to: *twin is the name of one, NULL where there are none.
+ * Errors: -ENOMEM. */
+int bd_manifest_find_twin(const struct bd_delta *delta, const char **twin);
 
 /* Bytes of the sign planes of `count` elements, as stored. */
 uint64_t bd_manifest_plane_bytes(unsigned planes, uint64_t count);

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,6 +66,12 @@ static int choose_temporary(struct bd_output *o, struct bd_error *err)
 	return 0;
 }
 
+static const char *descriptor_path(const struct bd_output *o, char path[64])
+{
+	snprintf(path, 64, "/proc/self/fd/%d", o->fd);
+	return path;
+}
+
 /* No file has the temporary's name: forget it, and report errno. */
 static int fail_unnamed(struct bd_output *o, const char *what, struct bd_error *err)
 {
@@ -73,6 +80,21 @@ static int fail_unnamed(struct bd_output *o, const char *what, struct bd_error *
 	free(o->temporary);
 	o->temporary = NULL;
 	return bd_error_set(err, -code, "%s: %s: %s", o->path, what, strerror(code));
+}
+
+/* A file without a name, where the filesystem has such and /proc is there to name it in the end. */
+static bool open_unnamed(struct bd_output *o)
+{
+	char source[64];
+
+	o->fd = openat(o->directory_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+	if (o->fd < 0)
+		return false;
+	if (access(descriptor_path(o, source), F_OK) == 0)
+		return true;
+	close(o->fd);
+	o->fd = -1;
+	return false;
 }
 
 static int open_named(struct bd_output *o, struct bd_error *err)
@@ -137,9 +159,7 @@ int bd_output_open(struct bd_output **out, const char *path, struct bd_error *er
 		goto out;
 	}
 	remove_leftovers(o);
-	o->fd = openat(o->directory_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
-	if (o->fd < 0)
-		rc = open_named(o, err);
+	rc = open_unnamed(o) ? 0 : open_named(o, err);
 	if (rc < 0)
 		goto out;
 	/* Held until the end: tells remove_leftovers of another writer that this one is alive. */
@@ -180,7 +200,7 @@ static int link_temporary(struct bd_output *o, struct bd_error *err)
 {
 	char source[64];
 
-	snprintf(source, sizeof(source), "/proc/self/fd/%d", o->fd);
+	descriptor_path(o, source);
 	for (int attempt = 0; attempt < 100; attempt++) {
 		int rc = choose_temporary(o, err);
 
@@ -192,6 +212,15 @@ static int link_temporary(struct bd_output *o, struct bd_error *err)
 			break;
 	}
 	return fail_unnamed(o, "cannot name the finished file", err);
+}
+
+/* PATH has its name by now. Some network filesystems cannot sync directories, and need not. */
+static int sync_directory(int fd, const char *path, struct bd_error *err)
+{
+	if (fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP)
+		return 0;
+	return bd_error_set(err, -errno, "%s: is written, but may not survive a crash: its directory "
+			    "cannot be written to the disk: %s", path, strerror(errno));
 }
 
 int bd_output_commit(struct bd_output *o, struct bd_error *err)
@@ -211,10 +240,7 @@ int bd_output_commit(struct bd_output *o, struct bd_error *err)
 				    strerror(errno));
 	free(o->temporary);
 	o->temporary = NULL;
-	if (fsync(o->directory_fd) < 0)
-		return bd_error_set(err, -errno, "%s: cannot write the directory to the disk: %s",
-				    o->path, strerror(errno));
-	return 0;
+	return sync_directory(o->directory_fd, o->path, err);
 }
 
 void bd_output_close(struct bd_output *o)
@@ -237,12 +263,12 @@ void bd_output_close(struct bd_output *o)
 int bd_output_sync_directory(const char *path, struct bd_error *err)
 {
 	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int rc = 0;
+	int rc;
 
-	if (fd < 0 || fsync(fd) < 0)
-		rc = bd_error_set(err, -errno, "%s: cannot write the directory to the disk: %s", path,
-				  strerror(errno));
-	if (fd >= 0)
-		close(fd);
+	if (fd < 0)
+		return bd_error_set(err, -errno, "%s: cannot open the directory: %s", path,
+				    strerror(errno));
+	rc = sync_directory(fd, path, err);
+	close(fd);
 	return rc;
 }
