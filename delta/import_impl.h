@@ -35,7 +35,7 @@ struct bd_plan {
 	struct bd_delta *delta;  /* being built; the headers of its files are borrowed from `fine` */
 	struct bd_item *items;   /* all tensors in the order of the manifest; malloced */
 	size_t item_count;
-	size_t related;          /* tensors that have a counterpart in the base */
+	unsigned related;        /* what has a counterpart in the base: see import_plan.c */
 };
 
 /* Fill delta->files and items. Errors: -EINVAL the two do not belong together. */

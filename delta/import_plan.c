@@ -16,6 +16,9 @@
 #define MAX_CONFIG ((size_t)16 << 20)
 #define MANIFEST_BOUND 65536 /* of its own, without headers and what grows with them */
 
+/* What a fine-tune has in common with its base. */
+enum { RELATED_VECTOR = 1, RELATED_WEIGHT = 2 };
+
 #define NUMBER 14 /* bytes of the shape of a vector: 10^12 bytes at most */
 
 /* The string "model_type" of a config.json, malloced; NULL where there is none. A text that a strict
@@ -129,7 +132,8 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 	if (!b || t->count == 0)
 		return 0;
 	grown = !bd_tensor_same_shape(t, b->tensor);
-	plan->related += !grown || shapes_agree_from(t, b->tensor, 1);
+	if (!grown || shapes_agree_from(t, b->tensor, 1))
+		plan->related |= t->dims >= 2 ? RELATED_WEIGHT : RELATED_VECTOR;
 	may_sign = wish == BD_WISH_SIGN && t->dims >= 1 && bd_dtype_is_weight(t->dtype) &&
 		   bd_dtype_is_weight(b->tensor->dtype);
 	if (grown && (t->dims < 2 || (by_rule && wish == BD_WISH_EXACT)))
@@ -234,6 +238,15 @@ static struct bd_file *shard_file(const struct bd_plan *plan, const char *name)
 	return NULL;
 }
 
+static bool has_weight(const struct bd_checkpoint *c)
+{
+	for (size_t s = 0; s < c->shard_count; s++)
+		for (size_t i = 0; i < c->shards[s].st->count; i++)
+			if (c->shards[s].st->tensors[i].dims >= 2)
+				return true;
+	return false;
+}
+
 int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
 {
 	struct bd_delta *d = plan->delta;
@@ -259,7 +272,8 @@ int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
 				return rc;
 		}
 	}
-	if (plan->related == 0)
+	/* A norm that nobody trained has the same name and shape in models of every kind. */
+	if (plan->related == 0 || (plan->related == RELATED_VECTOR && has_weight(plan->fine)))
 		return bd_error_set(err, -EINVAL, "%s has nothing in common with the base %s (no tensor "
 				    "of the same name and shape): give the base that it was made from",
 				    plan->options->fine, plan->options->base);

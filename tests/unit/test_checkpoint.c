@@ -177,7 +177,7 @@ static char *sharded(const char *index)
 	return dir;
 }
 
-#define MAP(map) "{\"metadata\":{\"total_size\":1},\"weight_map\":" map "}"
+#define MAP(map) "{\"metadata\":{\"total_size\":40},\"weight_map\":" map "}"
 #define GOOD_MAP                                                                                 \
 	"{\"e\":\"m-2.safetensors\",\"c\":\"m-2.safetensors\",\"a\":\"m-1.safetensors\","        \
 	"\"d\":\"m-2.safetensors\",\"b\":\"m-1.safetensors\"}"
@@ -209,6 +209,18 @@ static void shards(void **state)
 	LIST(c->skipped, c->skipped_count, "stray.safetensors: weights that " INDEX
 	     " does not list",);
 	bd_checkpoint_close(c);
+
+	/* A .bdelta file that was written into the directory is not the model's. */
+	td_text(dir, "m.bdelta", "x");
+	c = opened(dir);
+	LIST(c->skipped, c->skipped_count, "m.bdelta: a .bdelta file",
+	     "stray.safetensors: weights that " INDEX " does not list",);
+	bd_checkpoint_close(c);
+	/* 0 stands for not known; other sizes than the shards have are refused. */
+	bd_checkpoint_close(opened(sharded("{\"metadata\":{\"total_size\":0},\"weight_map\":"
+					   GOOD_MAP "}")));
+	refused(sharded("{\"metadata\":{\"total_size\":41},\"weight_map\":" GOOD_MAP "}"), -EINVAL,
+		"total_size is 41, but the shards hold 40 bytes");
 
 	/* Unknown and long members are no matter. */
 	c = opened(sharded("{\"x\":{\"weight_map\":1},\"weight_map\":" GOOD_MAP
@@ -300,6 +312,19 @@ static void bad_indexes(void **state)
 	refused(dir, -EINVAL, INDEX ": is a link to nowhere, which is not there");
 }
 
+/* tokenizer.json is a dangling link. */
+static void gone(const char *dir)
+{
+	struct bd_checkpoint *c;
+
+	assert_int_equal(bd_checkpoint_open(&c, dir, &err), 0);
+	assert_int_equal(c->sidecar_count, 0);
+	assert_int_equal(c->skipped_count, 1);
+	assert_string_equal(c->skipped[0], "tokenizer.json: link to a file that is not there");
+	assert_string_equal(c->dangling, td_path(dir, "tokenizer.json"));
+	bd_checkpoint_close(c);
+}
+
 /* Damage in a shard is reported with its path. */
 static void bad_shards(void **state)
 {
@@ -320,14 +345,14 @@ static void bad_shards(void **state)
 	dir = td_dir();
 	td_link(dir, "model.safetensors", "nowhere");
 	refused(dir, -EINVAL, "is a link to nowhere");
-	/* A file that belongs to the model and is gone. */
+	/* A file that belongs to the model and is gone: whoever needs it must look. */
 	dir = td_dir();
 	SHARD(dir, "model.safetensors", "a");
 	td_link(dir, "tokenizer.json", "nowhere");
-	refused(dir, -EINVAL, "tokenizer.json: is a link to a file that is not there");
+	gone(dir);
 	unlink(td_path(dir, "tokenizer.json"));
 	td_link(dir, "tokenizer.json", "tokenizer.json");
-	refused(dir, -EINVAL, "tokenizer.json: is a link to a file that is not there");
+	gone(dir);
 }
 
 /* Build a cache entry with the given snapshots; the weights are links into blobs. */

@@ -688,7 +688,20 @@ static void refuses(void **state)
 	both(p, "norm", BD_BF16, 1, 32, 0, 0, false);
 	p->fine[0].name = "b.weight";
 	written(p);
-	refused(p, -EINVAL, "has no weight in common", p->fine_path);
+	refused(p, -EINVAL, "has nothing in common", p->fine_path);
+
+	/* A file that belongs to the fine-tune and is gone; of a base nobody needs it. */
+	p = new_pair();
+	both(p, "a.weight", BD_BF16, 2, 32, 64, 0, true);
+	written(p);
+	td_link(p->base_path, "tokenizer.json", "nowhere");
+	imported(defaults, p->base_path, p->fine_path, p->out);
+	td_link(p->fine_path, "tokenizer.json", "nowhere");
+	refused(p, -EINVAL, "tokenizer.json is a link to a file that is not there", p->fine_path);
+	unlink(td_path(p->fine_path, "tokenizer.json"));
+	td_text(p->fine_path, "config.json", "{}");
+	td_text(p->fine_path, "Config.json", "{}");
+	refused(p, -EINVAL, "occurs twice but for upper and lower case", p->fine_path);
 
 	p = new_pair();
 	both(p, "a.weight", BD_BF16, 2, 32, 64, 0, true);
@@ -833,6 +846,27 @@ static void overflow(void **state)
 		((float *)p->fine[0].data)[i] = 2.8e-45f;
 	}
 	check_readable(p, defaults);
+}
+
+/* One row of many, which the measuring of errors does not sample, would overflow. */
+static void overflow_in_one_row(void **state)
+{
+	enum { ROWS = 1000, COLS = 64 };
+	struct pair *p = new_pair();
+	struct bd_delta *d;
+
+	(void)state;
+	both(p, "a.weight", BD_F16, 2, ROWS, COLS, 0, true);
+	for (int i = 0; i < ROWS * COLS; i++) {
+		bool large = i / COLS == 501;
+
+		((uint16_t *)p->base[0].data)[i] = large ? 0x7BFE : 0x3C00; /* 65472, 1 */
+		((uint16_t *)p->fine[0].data)[i] = large ? 0x7BFF : 0x3C10 + i % 7;
+	}
+	check_readable(p, defaults);
+	assert_int_equal(bd_delta_open(&d, p->out, &err), 0);
+	assert_int_equal(entry(d, "a.weight")->encoding, BD_RAW);
+	bd_delta_close(d);
 }
 
 /* Tables of half bytes: slices are whole bytes or the table is kept whole. */
@@ -993,6 +1027,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(cancelled),
 		cmocka_unit_test(watched),
 		cmocka_unit_test(overflow),
+		cmocka_unit_test(overflow_in_one_row),
 		cmocka_unit_test(half_bytes),
 		cmocka_unit_test(long_names),
 		cmocka_unit_test(header_room),
