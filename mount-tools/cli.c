@@ -2,17 +2,18 @@
 #include "cli.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "buffer.h"
 #include "summary.h"
 
 #define BAR 30 /* characters */
+#define MAX_OPTIONS 16
+#define LONG 256 /* what getopt_long calls the first long option: above all letters */
 
 static atomic_int cancelled; /* set by signal handlers, read by workers */
 
@@ -34,14 +35,65 @@ int command_usage(const struct command *command, const char *format, ...)
 	return EXIT_USAGE;
 }
 
-bool command_wants_help(const struct command *command, int argc, char **argv)
+/* C is what getopt_long returned for it. */
+static int wrong_option(const struct command *command, int c, char **argv,
+			const struct option *long_options)
 {
-	for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
-		if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+	const char *problem = c == ':' ? "needs a value" : "takes no value";
+
+	if (optopt >= LONG)
+		return command_usage(command, "--%s %s", long_options[optopt - LONG].name, problem);
+	if (c == ':')
+		return command_usage(command, "-%c %s", optopt, problem);
+	/* In a cluster such as -zq, optind still counts the argument before it. */
+	if (optopt > ' ' && optopt < 0x7f)
+		return command_usage(command, "unknown option: '-%c'", optopt);
+	if (optopt)
+		return command_usage(command, "unknown option: a letter that is not ASCII");
+	return command_usage(command, "unknown option: '%s'", argv[optind - 1]);
+}
+
+bool command_parse(const struct command *command, int argc, char **argv,
+		   const struct command_option *options, int *status)
+{
+	struct option long_options[MAX_OPTIONS + 2] = { 0 };
+	char letters[2 * MAX_OPTIONS + 3] = ":h", *l = letters + 2; /* ':': say which lacks a value */
+	int c, i, count = 0;
+
+	for (; options[count].name && count < MAX_OPTIONS; count++) {
+		int argument = options[count].flag ? no_argument : required_argument;
+
+		long_options[count] = (struct option){ options[count].name, argument, NULL, LONG + count };
+		if (options[count].letter)
+			*l++ = options[count].letter;
+		if (options[count].letter && argument == required_argument)
+			*l++ = ':';
+	}
+	long_options[count] = (struct option){ "help", no_argument, NULL, LONG + count };
+	optind = 0; /* begin anew, with argv[0] the command's name */
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, letters, long_options, NULL)) != -1) {
+		if (c == 'h' || c == LONG + count) {
 			fputs(command->help, stdout);
-			return true;
+			*status = EXIT_OK;
+			return false;
 		}
-	return false;
+		if (c == '?' || c == ':') {
+			*status = wrong_option(command, c, argv, long_options);
+			return false;
+		}
+		i = c - LONG;
+		if (c < LONG)
+			for (i = 0; options[i].letter != c; )
+				i++;
+		if (options[i].flag)
+			*options[i].flag = true;
+		else if (options[i].value)
+			*options[i].value = optarg;
+		else
+			options[i].take(options[i].context, optarg);
+	}
+	return true;
 }
 
 static double now(void)
@@ -56,6 +108,15 @@ static void on_signal(int number)
 {
 	(void)number;
 	cancelled = 1;
+}
+
+/* What is ignored stays so: nohup means that the work outlives its terminal. */
+static void cancel_on(int number)
+{
+	struct sigaction old, action = { .sa_handler = on_signal };
+
+	if (sigaction(number, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+		sigaction(number, &action, NULL);
 }
 
 static void clear_line(const struct progress *p)
@@ -75,8 +136,14 @@ static void show_progress(void *context, unsigned long long done, unsigned long 
 		return;
 	p->shown = t;
 	if (p->json) {
-		fprintf(stderr, "{\"progress\":%.4f,\"done\":%llu,\"total\":%llu,\"seconds\":%.1f}\n",
-			share, done, total, t);
+		struct json j;
+		cJSON *o = json_begin(&j);
+
+		json_number(&j, o, "progress", "%.4f", share);
+		json_number(&j, o, "done", "%llu", done);
+		json_number(&j, o, "total", "%llu", total);
+		json_number(&j, o, "seconds", "%.1f", t);
+		json_print(&j, stderr, NULL); /* without memory, a line less */
 		return;
 	}
 	format_bytes(done, have);
@@ -102,11 +169,11 @@ static void show_note(void *context, const char *text)
 		return;
 	clear_line(p);
 	if (p->json) {
-		struct bd_buffer b = { 0 };
+		struct json j;
+		cJSON *o = json_begin(&j);
 
-		bd_buffer_json_string(&b, text, strlen(text));
-		fprintf(stderr, "{\"note\":%s}\n", b.failed ? "\"\"" : b.data);
-		bd_buffer_free(&b);
+		json_string(&j, o, "note", text);
+		json_print(&j, stderr, NULL);
 	} else {
 		fprintf(stderr, "note: %s\n", text);
 	}
@@ -115,16 +182,15 @@ static void show_note(void *context, const char *text)
 void progress_begin(struct progress *p, struct bd_watch *watch, const char *verb, bool json,
 		    bool quiet)
 {
-	struct sigaction action = { .sa_handler = on_signal };
-
 	*p = (struct progress){ .verb = verb, .json = json, .quiet = quiet, .started = now() };
 	p->terminal = isatty(STDERR_FILENO);
 	*watch = (struct bd_watch){
 		.progress = show_progress, .note = show_note, .context = p, .cancel = &cancelled,
 	};
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGTERM, &action, NULL);
-	sigaction(SIGHUP, &action, NULL);
+	cancel_on(SIGINT);
+	cancel_on(SIGTERM);
+	cancel_on(SIGHUP);
+	signal(SIGXFSZ, SIG_IGN); /* then writing gives EFBIG, which is reported and cleaned up after */
 }
 
 double progress_end(struct progress *p)
@@ -151,32 +217,40 @@ char *format_bytes(uint64_t bytes, char buf[32])
 	return buf;
 }
 
-void print_json_string(const char *text)
+/* What tensors or files of one kind take. */
+static void json_sizes(struct json *j, cJSON *object, const char *name, const char *counted,
+		       const struct bd_encoding_summary *e)
 {
-	struct bd_buffer b = { 0 };
+	cJSON *o = json_object(j, object, name);
 
-	bd_buffer_json_string(&b, text, strlen(text));
-	fputs(b.failed ? "\"\"" : b.data, stdout);
-	bd_buffer_free(&b);
+	json_number(j, o, counted, "%" PRIu64, e->tensors);
+	json_number(j, o, "bytes", "%" PRIu64, e->bytes);
+	json_number(j, o, "stored", "%" PRIu64, e->stored);
 }
 
-static void print_json(const struct bd_summary *s)
+int json_summary(struct json *j, cJSON *object, const struct bd_delta *delta, struct bd_error *err)
 {
-	printf("\"fine_bytes\":%" PRIu64 ",\"delta_bytes\":%" PRIu64 ",\"ratio\":%.4f,"
-	       "\"sign_weights\":%" PRIu64 ",\"encodings\":{", s->fine_bytes, s->delta_bytes,
-	       (double)s->fine_bytes / (double)s->delta_bytes, s->weights);
+	struct bd_summary s;
+	int rc = bd_summary_of(delta, &s, err);
+	cJSON *o;
+
+	if (rc < 0)
+		return rc;
+	json_number(j, object, "fine_bytes", "%" PRIu64, s.fine_bytes);
+	json_number(j, object, "delta_bytes", "%" PRIu64, s.delta_bytes);
+	json_number(j, object, "ratio", "%.4f", (double)s.fine_bytes / (double)s.delta_bytes);
+	json_number(j, object, "sign_weights", "%" PRIu64, s.weights);
+	o = json_object(j, object, "encodings");
 	for (int i = 0; i < BD_ENCODINGS; i++)
-		printf("%s\"%s\":{\"tensors\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"stored\":%" PRIu64 "}",
-		       i ? "," : "", bd_encoding_name((enum bd_encoding)i), s->encodings[i].tensors,
-		       s->encodings[i].bytes, s->encodings[i].stored);
-	printf("},\"other_files\":{\"files\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"stored\":%" PRIu64 "}",
-	       s->other_files.tensors, s->other_files.bytes, s->other_files.stored);
-	if (s->worst) {
-		printf(",\"error\":{\"median\":%.4g,\"worst\":%.4g,\"worst_tensor\":", s->error_median,
-		       s->error_worst);
-		print_json_string(s->worst);
-		printf("}");
+		json_sizes(j, o, bd_encoding_name((enum bd_encoding)i), "tensors", &s.encodings[i]);
+	json_sizes(j, object, "other_files", "files", &s.other_files);
+	if (s.worst) {
+		o = json_object(j, object, "error");
+		json_number(j, o, "median", "%.4g", s.error_median);
+		json_number(j, o, "worst", "%.4g", s.error_worst);
+		json_string(j, o, "worst_tensor", s.worst);
 	}
+	return 0;
 }
 
 static void print_row(const char *name, const char *unit, const struct bd_encoding_summary *e)
@@ -188,30 +262,22 @@ static void print_row(const char *name, const char *unit, const struct bd_encodi
 		       format_bytes(e->bytes, a), format_bytes(e->stored, b));
 }
 
-static void print_table(const struct bd_summary *s)
+int print_summary(const struct bd_delta *delta, struct bd_error *err)
 {
+	struct bd_summary s;
 	char a[32], b[32];
-
-	for (int i = 0; i < BD_ENCODINGS; i++)
-		print_row(bd_encoding_name((enum bd_encoding)i), "tensors", &s->encodings[i]);
-	print_row("files", "others", &s->other_files);
-	printf("  %-6s %6s %-8s %10s -> %10s   ratio %.2f\n", "whole", "", "", format_bytes(s->fine_bytes, a),
-	       format_bytes(s->delta_bytes, b), (double)s->fine_bytes / (double)s->delta_bytes);
-	if (s->worst)
-		printf("  error of weights coded by signs: median %.3f, worst %.3f (%s)\n",
-		       s->error_median, s->error_worst, s->worst);
-}
-
-int print_summary(const struct bd_delta *delta, bool json, struct bd_error *err)
-{
-	struct bd_summary summary;
-	int rc = bd_summary_of(delta, &summary, err);
+	int rc = bd_summary_of(delta, &s, err);
 
 	if (rc < 0)
 		return rc;
-	if (json)
-		print_json(&summary);
-	else
-		print_table(&summary);
+	for (int i = 0; i < BD_ENCODINGS; i++)
+		print_row(bd_encoding_name((enum bd_encoding)i), "tensors", &s.encodings[i]);
+	print_row("files", "others", &s.other_files);
+	printf("  %-6s %6s %-8s %10s -> %10s   ratio %.2f\n", "whole", "", "",
+	       format_bytes(s.fine_bytes, a), format_bytes(s.delta_bytes, b),
+	       (double)s.fine_bytes / (double)s.delta_bytes);
+	if (s.worst)
+		printf("  error of weights coded by signs: median %.3f, worst %.3f (%s)\n",
+		       s.error_median, s.error_worst, s.worst);
 	return 0;
 }

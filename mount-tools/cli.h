@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "delta.h"
+#include "jsonout.h"
 #include "parallel.h"
 
 /* Exit statuses. */
@@ -27,12 +28,27 @@ int command_fail(const struct command *command, const struct bd_error *err);
 /* "bitdelta NAME: MESSAGE (see bitdelta NAME --help)" on stderr; EXIT_USAGE. */
 int command_usage(const struct command *command, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
-/* Handle --help: print the help and return true. */
-bool command_wants_help(const struct command *command, int argc, char **argv);
+
+/* One option of a subcommand; exactly one of flag, value and take is set. A list ends with { 0 }. */
+struct command_option {
+	const char *name;   /* --name */
+	char letter;        /* -l, or 0 */
+	bool *flag;         /* set to true */
+	const char **value; /* set to the value; the last one decides */
+	void (*take)(void *context, const char *value); /* called for each value, in order */
+	void *context;
+};
+
+/* Read the options (and -h, --help, which every command has); then optind is the first of the other
+ * arguments, which getopt_long has moved to the end. False where there is nothing left to do: help
+ * was printed, or on stderr what is wrong; *status is then the exit status. */
+bool command_parse(const struct command *command, int argc, char **argv,
+		   const struct command_option *options, int *status);
 
 /* How long work is shown: a bar with the time left on a terminal, otherwise a line every ten
- * seconds, JSON lines with `json`, nothing with `quiet`. Sets watch->progress, note and cancel; SIGINT and
- * SIGTERM then cancel. `verb` is what the bar says: "importing". All goes to stderr. */
+ * seconds, JSON lines with `json`, nothing with `quiet`. Sets watch->progress, note and cancel; SIGINT,
+ * SIGTERM and SIGHUP then cancel, unless the caller has them ignored. A file size limit becomes an
+ * error of writing. `verb` is what the bar says: "importing". All goes to stderr. */
 struct progress {
 	const char *verb;
 	bool json, quiet, terminal;
@@ -45,9 +61,8 @@ double progress_end(struct progress *p);
 
 /* "13.5 GB": decimal units into buf, which is returned. */
 char *format_bytes(uint64_t bytes, char buf[32]);
-/* Print text as a JSON string. */
-void print_json_string(const char *text);
-/* The table (or the members of a JSON object, without braces) that import and info end with. */
-int print_summary(const struct bd_delta *delta, bool json, struct bd_error *err);
+/* The table that import and info end with, and the same as members of a JSON object. */
+int print_summary(const struct bd_delta *delta, struct bd_error *err);
+int json_summary(struct json *j, cJSON *object, const struct bd_delta *delta, struct bd_error *err);
 
 #endif

@@ -33,22 +33,6 @@ static const char help[] =
 "and small tensors are kept exactly; the other weights become signs and scales, which is lossy.\n"
 "An import that fails or is interrupted leaves the old FILE or nothing.\n";
 
-enum { OPT_BASE = 256, OPT_SCALE, OPT_ATTENUATION, OPT_SIGN, OPT_RAW, OPT_FORCE, OPT_THREADS, OPT_JSON };
-
-static const struct option long_options[] = {
-	{ "base", required_argument, NULL, OPT_BASE },
-	{ "output", required_argument, NULL, 'o' },
-	{ "scale", required_argument, NULL, OPT_SCALE },
-	{ "attenuation", required_argument, NULL, OPT_ATTENUATION },
-	{ "sign", required_argument, NULL, OPT_SIGN },
-	{ "raw", required_argument, NULL, OPT_RAW },
-	{ "force", no_argument, NULL, OPT_FORCE },
-	{ "threads", required_argument, NULL, OPT_THREADS },
-	{ "json", no_argument, NULL, OPT_JSON },
-	{ "quiet", no_argument, NULL, 'q' },
-	{ 0 },
-};
-
 struct arguments {
 	struct bd_import_options options;
 	struct bd_rule *rules;
@@ -85,62 +69,50 @@ static int out_of_memory(const struct command *command)
 	return command_fail(command, &(struct bd_error){ -ENOMEM, "out of memory" });
 }
 
-static int parse(const struct command *command, int argc, char **argv, struct arguments *a)
+static void take_sign(void *context, const char *glob)
+{
+	struct arguments *a = context;
+
+	a->rules[a->options.rule_count++] = (struct bd_rule){ true, glob };
+}
+
+static void take_raw(void *context, const char *glob)
+{
+	struct arguments *a = context;
+
+	a->rules[a->options.rule_count++] = (struct bd_rule){ false, glob };
+}
+
+/* False as command_parse. */
+static bool parse(const struct command *command, int argc, char **argv, struct arguments *a,
+		  int *status)
 {
 	struct bd_import_options *o = &a->options;
-	double number;
-	int c;
+	const char *scale = NULL, *attenuation = NULL, *threads = NULL;
+	const struct command_option options[] = {
+		{ "base", .value = &o->base },
+		{ "output", 'o', .value = &o->out },
+		{ "scale", .value = &scale },
+		{ "attenuation", .value = &attenuation },
+		{ "sign", .take = take_sign, .context = a },
+		{ "raw", .take = take_raw, .context = a },
+		{ "force", .flag = &o->force },
+		{ "threads", .value = &threads },
+		{ "json", .flag = &a->json },
+		{ "quiet", 'q', .flag = &a->quiet },
+		{ 0 },
+	};
 
-	o->scale = BD_SCALE_RANK1;
-	o->attenuation = BD_ATTENUATION;
 	a->rules = calloc((size_t)argc, sizeof(*a->rules));
-	if (!a->rules)
-		return out_of_memory(command);
-	o->rules = a->rules;
-	optind = 0; /* begin anew, with argv[0] the command's name */
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, "o:q", long_options, NULL)) != -1) {
-		switch (c) {
-		case OPT_BASE:
-			o->base = optarg;
-			break;
-		case 'o':
-			o->out = optarg;
-			break;
-		case OPT_SCALE:
-			if (!bd_scale_parse(optarg, &o->scale))
-				return command_usage(command, "--scale is tensor, row or rank1, not '%s'",
-						     optarg);
-			break;
-		case OPT_ATTENUATION:
-			if (parse_number(optarg, 1e-6, 1e6, &o->attenuation) < 0)
-				return command_usage(command, "--attenuation needs a positive number, not '%s'",
-						     optarg);
-			break;
-		case OPT_SIGN:
-		case OPT_RAW:
-			a->rules[o->rule_count++] = (struct bd_rule){ c == OPT_SIGN, optarg };
-			break;
-		case OPT_FORCE:
-			o->force = true;
-			break;
-		case OPT_THREADS:
-			if (parse_number(optarg, 1, 1024, &number) < 0 || number != (unsigned)number)
-				return command_usage(command, "--threads needs a whole number from 1 to "
-						     "1024, not '%s'", optarg);
-			o->threads = (unsigned)number;
-			break;
-		case OPT_JSON:
-			a->json = true;
-			break;
-		case 'q':
-			a->quiet = true;
-			break;
-		default:
-			return command_usage(command, "unknown option or missing value: '%s'",
-					     argv[optind - 1]);
-		}
+	if (!a->rules) {
+		*status = out_of_memory(command);
+		return false;
 	}
+	o->rules = a->rules;
+	if (!command_parse(command, argc, argv, options, status))
+		return false;
+	*status = check(command, argc, argv, a, ...);
+	XXX
 	if (!o->base)
 		return command_usage(command, "--base BASE is missing");
 	if (argc - optind != 1)

@@ -18,46 +18,74 @@ static const char help[] =
 "on up to 128 rows of each tensor: 0 is exact, 1 is as far from the fine-tune as the base. It says\n"
 "how far the weights are off, not the outputs: the default attenuation trades the one for the other.\n";
 
-static const struct option long_options[] = {
-	{ "tensors", no_argument, NULL, 't' },
-	{ "json", no_argument, NULL, 'j' },
-	{ 0 },
-};
-
-static void print_base_shape(const struct bd_entry *e, char *buf, size_t capacity)
+static void json_tensor(struct json *j, cJSON *array, const struct bd_delta_file *file,
+			const struct bd_entry *e)
 {
-	struct bd_tensor base = { .dims = e->base_dims };
-
-	for (unsigned d = 0; d < e->base_dims; d++)
-		base.shape[d] = e->base_shape[d];
-	bd_tensor_shape_text(&base, buf, capacity);
-}
-
-static void print_tensor_json(const struct bd_delta_file *file, const struct bd_entry *e)
-{
+	cJSON *o = json_element(j, array), *base;
+	struct bd_tensor of_base = { .dims = e->base_dims };
 	char shape[200];
 
-	printf("{\"name\":");
-	print_json_string(e->tensor->name);
-	printf(",\"file\":");
-	print_json_string(file->name);
-	printf(",\"dtype\":\"%s\",\"shape\":%s,\"encoding\":\"%s\",\"bytes\":%" PRIu64
-	       ",\"stored\":%" PRIu64, bd_dtype_name(e->tensor->dtype),
-	       bd_tensor_shape_text(e->tensor, shape, sizeof(shape)), bd_encoding_name(e->encoding),
-	       e->tensor->size, bd_summary_stored(e));
-	if (e->encoding == BD_ROWS)
-		printf(",\"shared\":%" PRIu64 ",\"head\":\"%s\"", e->shared, bd_encoding_name(e->head));
-	if (e->planes)
-		printf(",\"planes\":%u,\"rows\":%" PRIu64 ",\"cols\":%" PRIu64, e->planes, e->rows,
-		       e->cols);
-	if (e->planes && e->error >= 0)
-		printf(",\"error\":%.4g", e->error);
-	if (e->encoding != BD_RAW) {
-		print_base_shape(e, shape, sizeof(shape));
-		printf(",\"base\":{\"dtype\":\"%s\",\"shape\":%s,\"xxh128\":\"%s\"}",
-		       bd_dtype_name(e->base_dtype), shape, e->base_xxh128);
+	json_string(j, o, "name", e->tensor->name);
+	json_string(j, o, "file", file->name);
+	json_string(j, o, "dtype", bd_dtype_name(e->tensor->dtype));
+	json_raw(j, o, "shape", bd_tensor_shape_text(e->tensor, shape, sizeof(shape)));
+	json_string(j, o, "encoding", bd_encoding_name(e->encoding));
+	json_number(j, o, "bytes", "%" PRIu64, e->tensor->size);
+	json_number(j, o, "stored", "%" PRIu64, bd_summary_stored(e));
+	if (e->encoding == BD_ROWS) {
+		json_number(j, o, "shared", "%" PRIu64, e->shared);
+		json_string(j, o, "head", bd_encoding_name(e->head));
 	}
-	printf("}");
+	if (e->planes) {
+		json_number(j, o, "planes", "%u", e->planes);
+		json_number(j, o, "rows", "%" PRIu64, e->rows);
+		json_number(j, o, "cols", "%" PRIu64, e->cols);
+	}
+	if (e->planes && e->error >= 0)
+		json_number(j, o, "error", "%.4g", e->error);
+	if (e->encoding != BD_RAW) {
+		for (unsigned d = 0; d < e->base_dims; d++)
+			of_base.shape[d] = e->base_shape[d];
+		base = json_object(j, o, "base");
+		json_string(j, base, "dtype", bd_dtype_name(e->base_dtype));
+		json_raw(j, base, "shape", bd_tensor_shape_text(&of_base, shape, sizeof(shape)));
+		json_string(j, base, "xxh128", e->base_xxh128);
+	}
+}
+
+static int json_delta(const struct bd_delta *d, bool tensors, struct bd_error *err)
+{
+	struct json j;
+	cJSON *o = json_begin(&j), *part;
+	int rc;
+
+	json_string(&j, o, "file", d->file->path);
+	json_string(&j, o, "name", d->name);
+	json_number(&j, o, "version", "1");
+	json_string(&j, o, "producer", d->producer ? d->producer : "");
+	part = json_object(&j, o, "base");
+	json_string(&j, part, "label", d->base_label);
+	if (d->base_revision)
+		json_string(&j, part, "revision", d->base_revision);
+	json_string(&j, part, "digest", d->base_digest);
+	if (d->scale_kind) {
+		part = json_object(&j, o, "import");
+		json_string(&j, part, "scale", d->scale_kind);
+		json_number(&j, part, "attenuation", "%.9g", d->attenuation);
+		json_bool(&j, part, "distilled", d->distilled);
+	}
+	rc = json_summary(&j, o, d, err);
+	if (rc < 0) {
+		json_drop(&j);
+		return rc;
+	}
+	if (tensors) {
+		part = json_array(&j, o, "tensors");
+		for (size_t f = 0; f < d->file_count; f++)
+			for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++)
+				json_tensor(&j, part, &d->files[f], &d->files[f].entries[i]);
+	}
+	return json_print(&j, stdout, err);
 }
 
 static void print_tensor(const struct bd_entry *e)
@@ -74,82 +102,32 @@ static void print_tensor(const struct bd_entry *e)
 	printf("  %s\n", e->tensor->name);
 }
 
-static void print_tensors(const struct bd_delta *d, bool json)
+static int print_delta(const struct bd_delta *d, bool tensors, struct bd_error *err)
 {
-	const char *comma = "";
-
-	for (size_t f = 0; f < d->file_count; f++)
-		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++) {
-			if (json) {
-				fputs(comma, stdout);
-				comma = ",";
-				print_tensor_json(&d->files[f], &d->files[f].entries[i]);
-			} else {
-				print_tensor(&d->files[f].entries[i]);
-			}
-		}
-}
-
-static int print_delta(const struct bd_delta *d, bool tensors, bool json, struct bd_error *err)
-{
-	int rc;
-
-	if (json) {
-		printf("{\"file\":");
-		print_json_string(d->file->path);
-		printf(",\"name\":");
-		print_json_string(d->name);
-		printf(",\"version\":1,\"producer\":");
-		print_json_string(d->producer ? d->producer : "");
-		printf(",\"base\":{\"label\":");
-		print_json_string(d->base_label);
-		if (d->base_revision) {
-			printf(",\"revision\":");
-			print_json_string(d->base_revision);
-		}
-		printf(",\"digest\":\"%s\"},", d->base_digest);
-		if (d->scale_kind) {
-			printf("\"import\":{\"scale\":");
-			print_json_string(d->scale_kind);
-			printf(",\"attenuation\":%.9g,\"distilled\":%s},", d->attenuation,
-			       d->distilled ? "true" : "false");
-		}
-		rc = print_summary(d, true, err);
-		if (tensors) {
-			printf(",\"tensors\":[");
-			print_tensors(d, true);
-			printf("]");
-		}
-		printf("}\n");
-		return rc;
-	}
 	printf("%s\n  base   %s%s%s, identity %s\n", d->file->path, d->base_label,
 	       d->base_revision ? " at " : "", d->base_revision ? d->base_revision : "",
 	       d->base_digest);
 	if (d->scale_kind)
 		printf("  scales %s, %s, attenuation %g\n", d->scale_kind,
 		       d->distilled ? "distilled" : "closed form", d->attenuation);
-	if (tensors)
-		print_tensors(d, false);
-	return print_summary(d, false, err);
+	for (size_t f = 0; tensors && f < d->file_count; f++)
+		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++)
+			print_tensor(&d->files[f].entries[i]);
+	return print_summary(d, err);
 }
 
 static int run(const struct command *command, int argc, char **argv)
 {
 	bool tensors = false, json = false;
-	int c, status = EXIT_OK;
+	const struct command_option options[] = {
+		{ "tensors", .flag = &tensors },
+		{ "json", .flag = &json },
+		{ 0 },
+	};
+	int status = EXIT_OK;
 
-	if (command_wants_help(command, argc, argv))
-		return EXIT_OK;
-	optind = opterr = 0;
-	while ((c = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-		if (c == 't')
-			tensors = true;
-		else if (c == 'j')
-			json = true;
-		else
-			return command_usage(command, "unknown option: '%s'", argv[optind - 1]);
-	}
+	if (!command_parse(command, argc, argv, options, &status))
+		return status;
 	if (argc - optind < 1)
 		return command_usage(command, "a .bdelta file is needed");
 	for (int i = optind; i < argc; i++) {
@@ -158,7 +136,8 @@ static int run(const struct command *command, int argc, char **argv)
 		int rc = bd_delta_open(&delta, argv[i], &err);
 
 		if (rc == 0)
-			rc = print_delta(delta, tensors, json, &err);
+			rc = json ? json_delta(delta, tensors, &err) :
+				    print_delta(delta, tensors, &err);
 		if (rc < 0)
 			status = command_fail(command, &err);
 		bd_delta_close(delta);

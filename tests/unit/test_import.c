@@ -860,7 +860,7 @@ static void overflow_in_one_row(void **state)
 	for (int i = 0; i < ROWS * COLS; i++) {
 		bool large = i / COLS == 501;
 
-		((uint16_t *)p->base[0].data)[i] = large ? 0x7BFE : 0x3C00; /* 65472, 1 */
+		((uint16_t *)p->base[0].data)[i] = large ? 0x7BFD : 0x3C00; /* 65440, 1 */
 		((uint16_t *)p->fine[0].data)[i] = large ? 0x7BFF : 0x3C10 + i % 7;
 	}
 	check_readable(p, defaults);
