@@ -171,6 +171,7 @@ mount_scripts() { # VARIANT [all | load]
 mkdir -p "$log"
 mkdir -p build/tmp
 TMPDIR=$(mktemp -d "$root/build/tmp/XXXXXX") || exit 1
+chmod 755 "$TMPDIR" # some tests run a program as nobody
 export TMPDIR
 trap 'unmount_ours; rm -rf "$TMPDIR"' EXIT
 trap 'exit 130' INT TERM

@@ -49,7 +49,8 @@ fi
 reset
 nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
 chmod 755 "$W"
-if nobody test -x "$BITDELTA" -a -r "$DATA/kjv/model.safetensors" 2>/dev/null; then
+if nobody test -x "$BITDELTA" -a -r "$DATA/kjv/model.safetensors" -a -r "$W/reference.bdelta" \
+	2>/dev/null; then
 	refuses "directory of somebody else" 1 "x.bdelta: .*Permission denied" \
 		nobody "$BITDELTA" import -q --base "$DATA/base" "$DATA/kjv" -o "$O/x.bdelta"
 	same "directory of somebody else: the old file is left" old "$(state)"
@@ -63,7 +64,7 @@ if nobody test -x "$BITDELTA" -a -r "$DATA/kjv/model.safetensors" 2>/dev/null; t
 		nobody "$BITDELTA" import -q --base "$DATA/base" "$W/closed" -o "$O/x.bdelta"
 	same "unreadable: the old file is left" old "$(state)"
 else
-	skip "permissions" "nobody cannot run $BITDELTA"
+	skip "permissions" "nobody cannot run $BITDELTA or look into $W"
 fi
 
 # --- Every call that can fail, at every place ---
