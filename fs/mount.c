@@ -56,6 +56,24 @@ int bdfs_mount_capture(int (*call)(void *), void *context, char *text, size_t ca
 	return r;
 }
 
+static struct bdfs_log *fuse_messages; /* libfuse hands its log function no context */
+
+/* libfuse's own messages belong to the daemon's; the levels have syslog's numbers. */
+static void log_fuse(enum fuse_log_level level, const char *format, va_list args)
+{
+	char text[1024];
+	size_t n;
+
+	if (level == FUSE_LOG_DEBUG) { /* every request: asked for on stderr */
+		vfprintf(stderr, format, args);
+		return;
+	}
+	vsnprintf(text, sizeof(text), format, args);
+	for (n = strlen(text); n > 0 && text[n - 1] == '\n'; n--)
+		text[n - 1] = '\0';
+	bdfs_log_limited(fuse_messages, (int)level, "%s", text);
+}
+
 static void raise_file_limit(void)
 {
 	struct rlimit limit;
@@ -66,8 +84,7 @@ static void raise_file_limit(void)
 	}
 }
 
-/* A library that closes and opens files must not find 0, 1 and 2 free. */
-static void fill_standard_descriptors(void)
+void bdfs_fill_standard_descriptors(void)
 {
 	int fd;
 
@@ -200,6 +217,8 @@ static int start(struct server *s, struct bd_error *err)
 	}
 	if (*text)
 		bdfs_log_write(s->log, s->options->debug ? LOG_DEBUG : LOG_WARNING, "%s", text);
+	fuse_messages = s->log;
+	fuse_set_log_func(log_fuse);
 	s->ops.threads = s->options->threads ? s->options->threads : default_threads();
 	if (bdfs_mountinfo_find(&info, s->mountpoint, NULL) == 0) {
 		s->ops.major = info.major;
@@ -240,13 +259,9 @@ static void server_end(struct server *s)
 {
 	bdfs_tree_free(s->tree);
 	bdfs_models_close(s->models);
+	fuse_set_log_func(NULL);
 	bdfs_log_close(s->log);
 	free(s->mountpoint);
-}
-
-static void log_fuse(enum fuse_log_level level, const char *format, va_list args)
-{
-	vsyslog((int)level, format, args); /* the levels have syslog's numbers */
 }
 
 /* Let go of the caller: its terminal, directory and standard files. */
@@ -262,7 +277,6 @@ static int detach(struct server *s, struct bd_error *err)
 		return bd_error_set(err, code, "cannot become a daemon: %s", strerror(-code));
 	}
 	bdfs_log_detach(s->log);
-	fuse_set_log_func(log_fuse);
 	for (int i = STDIN_FILENO; i <= STDERR_FILENO; i++)
 		dup2(fd, i);
 	if (fd > STDERR_FILENO)
@@ -378,7 +392,7 @@ int bdfs_mount(const struct bdfs_options *options, struct bdfs_sink sink, struct
 	int r;
 
 	raise_file_limit();
-	fill_standard_descriptors();
+	bdfs_fill_standard_descriptors();
 	/* Early, because its errors explain those of a base below a dead mount point. */
 	if (!options->namespace) {
 		r = find_mountpoint(options->mountpoint, &s.mountpoint, err);

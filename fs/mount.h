@@ -48,6 +48,11 @@ struct bdfs_options {
  * libfuse's words where mounting is refused; -ENOMEM, -EMFILE, -EAGAIN for the system. */
 int bdfs_mount(const struct bdfs_options *options, struct bdfs_sink sink, struct bd_error *err);
 
+/* Open /dev/null as those of the descriptors 0, 1 and 2 that are closed: otherwise the next file
+ * that is opened becomes one of them, and messages are written into it. For the beginning of a
+ * program; bdfs_mount does it too. */
+void bdfs_fill_standard_descriptors(void);
+
 /* Unmount what is mounted at MOUNTPOINT if it is ours, also when its daemon is dead. LAZY detaches
  * it now and ends it when the last open file is closed.
  * Errors: -EINVAL not a mount point, or of another type; -EBUSY; -EPERM. */

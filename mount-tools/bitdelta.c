@@ -1,8 +1,10 @@
 /* bitdelta.c: the command line program: finds the subcommand and runs it. */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cli.h"
+#include "mount.h"
 
 static const struct command *const commands[] = {
 	&command_import, &command_mount, &command_umount, &command_info, &command_verify,
@@ -18,11 +20,12 @@ static void print_help(FILE *out)
 		"directories.\n\n");
 	for (size_t i = 0; i < COMMANDS; i++)
 		fprintf(out, "  %-8s  %s\n", commands[i]->name, commands[i]->summary);
-	fprintf(out, "\n`bitdelta COMMAND --help` explains a command. `-V` or `--version` prints the\nversion, `-h` or `--help` this text.\n"
+	fprintf(out, "\n`bitdelta COMMAND --help` explains a command. `-V` or `--version` prints the\n"
+		"version, `-h` or `--help` this text.\n"
 		"Sign deltas are lossy: `bitdelta info` shows by how much.\n");
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
 	const char *name = argc > 1 ? argv[1] : "";
 
@@ -41,4 +44,20 @@ int main(int argc, char **argv)
 		fprintf(stderr, "bitdelta: no command '%s'\n\n", name);
 	print_help(stderr);
 	return EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+	int status;
+
+	bdfs_fill_standard_descriptors();
+	status = run(argc, argv);
+	errno = 0;
+	if (fflush(stdout) || ferror(stdout)) { /* a full disk must not look like a short answer */
+		fprintf(stderr, "bitdelta: cannot write to standard output: %s\n",
+			errno ? strerror(errno) : "some of it is lost");
+		if (status == EXIT_OK)
+			status = EXIT_FAILED;
+	}
+	return status;
 }

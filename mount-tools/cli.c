@@ -57,13 +57,16 @@ bool command_parse(const struct command *command, int argc, char **argv,
 		   const struct command_option *options, int *status)
 {
 	struct option long_options[MAX_OPTIONS + 2] = { 0 };
-	char letters[2 * MAX_OPTIONS + 3] = ":h", *l = letters + 2; /* ':': say which lacks a value */
+	char letters[2 * MAX_OPTIONS + 3] = ":h"; /* ':': tell apart what lacks its value */
+	char *l = letters + 2;
 	int c, i, count = 0;
 
 	for (; options[count].name && count < MAX_OPTIONS; count++) {
 		int argument = options[count].flag ? no_argument : required_argument;
 
-		long_options[count] = (struct option){ options[count].name, argument, NULL, LONG + count };
+		long_options[count].name = options[count].name;
+		long_options[count].has_arg = argument;
+		long_options[count].val = LONG + count;
 		if (options[count].letter)
 			*l++ = options[count].letter;
 		if (options[count].letter && argument == required_argument)

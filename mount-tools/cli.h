@@ -29,7 +29,7 @@ int command_fail(const struct command *command, const struct bd_error *err);
 int command_usage(const struct command *command, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 
-/* One option of a subcommand; exactly one of flag, value and take is set. A list ends with { 0 }. */
+/* One option of a subcommand; exactly one of flag, value and take is set. { 0 } ends a list. */
 struct command_option {
 	const char *name;   /* --name */
 	char letter;        /* -l, or 0 */
@@ -46,9 +46,9 @@ bool command_parse(const struct command *command, int argc, char **argv,
 		   const struct command_option *options, int *status);
 
 /* How long work is shown: a bar with the time left on a terminal, otherwise a line every ten
- * seconds, JSON lines with `json`, nothing with `quiet`. Sets watch->progress, note and cancel; SIGINT,
- * SIGTERM and SIGHUP then cancel, unless the caller has them ignored. A file size limit becomes an
- * error of writing. `verb` is what the bar says: "importing". All goes to stderr. */
+ * seconds, JSON lines with `json`, nothing with `quiet`. Sets watch->progress, note and cancel;
+ * SIGINT, SIGTERM and SIGHUP then cancel, unless the caller has them ignored. A file size limit
+ * becomes an error of writing. `verb` is what the bar says: "importing". All goes to stderr. */
 struct progress {
 	const char *verb;
 	bool json, quiet, terminal;

@@ -2,8 +2,8 @@
 #include "export.h"
 
 #include <getopt.h>
+#include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "cli.h"
 
@@ -17,11 +17,29 @@ static const char help[] =
 "  -q, --quiet          no progress\n"
 "  -h, --help           this text\n";
 
-static const struct option long_options[] = {
-	{ "base", required_argument, NULL, 'b' }, { "output", required_argument, NULL, 'o' },
-	{ "json", no_argument, NULL, 'j' },       { "quiet", no_argument, NULL, 'q' },
-	{ 0 },
-};
+static int report(const struct bd_view *view, const char *out, double seconds, bool json,
+		  bool quiet, struct bd_error *err)
+{
+	uint64_t bytes = 0;
+	char size[32];
+	struct json j;
+	cJSON *o;
+
+	for (size_t i = 0; i < view->file_count; i++)
+		bytes += view->files[i].size;
+	if (json) {
+		o = json_begin(&j);
+		json_string(&j, o, "output", out);
+		json_number(&j, o, "files", "%zu", view->file_count);
+		json_number(&j, o, "bytes", "%" PRIu64, bytes);
+		json_number(&j, o, "seconds", "%.3f", seconds);
+		return json_print(&j, stdout, err);
+	}
+	if (!quiet)
+		printf("%s: %zu files, %s, %.1f s\n", out, view->file_count,
+		       format_bytes(bytes, size), seconds);
+	return 0;
+}
 
 static int run(const struct command *command, int argc, char **argv)
 {
@@ -33,27 +51,18 @@ static int run(const struct command *command, int argc, char **argv)
 	struct bd_error err = { 0 };
 	struct progress progress;
 	struct bd_watch watch;
-	uint64_t bytes = 0;
-	char size[32];
+	const struct command_option options[] = {
+		{ "base", .value = &base_path },
+		{ "output", 'o', .value = &out },
+		{ "json", .flag = &json },
+		{ "quiet", 'q', .flag = &quiet },
+		{ 0 },
+	};
 	double seconds;
-	int c, rc;
+	int rc, status;
 
-	if (command_wants_help(command, argc, argv))
-		return EXIT_OK;
-	optind = opterr = 0;
-	while ((c = getopt_long(argc, argv, "o:q", long_options, NULL)) != -1) {
-		if (c == 'b')
-			base_path = optarg;
-		else if (c == 'o')
-			out = optarg;
-		else if (c == 'j')
-			json = true;
-		else if (c == 'q')
-			quiet = true;
-		else
-			return command_usage(command, "unknown option or missing value: '%s'",
-					     argv[optind - 1]);
-	}
+	if (!command_parse(command, argc, argv, options, &status))
+		return status;
 	if (!base_path || !out || argc - optind != 1)
 		return command_usage(command, "one .bdelta file, --base and -o are needed");
 	progress_begin(&progress, &watch, "exporting", json, quiet);
@@ -67,17 +76,8 @@ static int run(const struct command *command, int argc, char **argv)
 	if (rc == 0)
 		rc = bd_export(view, out, &watch, &err);
 	seconds = progress_end(&progress);
-	for (size_t i = 0; rc == 0 && i < view->file_count; i++)
-		bytes += view->files[i].size;
-	if (rc == 0 && json) {
-		printf("{\"output\":");
-		print_json_string(out);
-		printf(",\"files\":%zu,\"bytes\":%llu,\"seconds\":%.3f}\n", view->file_count,
-		       (unsigned long long)bytes, seconds);
-	} else if (rc == 0 && !quiet) {
-		printf("%s: %zu files, %s, %.1f s\n", out, view->file_count, format_bytes(bytes, size),
-		       seconds);
-	}
+	if (rc == 0)
+		rc = report(view, out, seconds, json, quiet, &err);
 	bd_view_close(view);
 	bd_delta_close(delta);
 	bd_base_close(base);

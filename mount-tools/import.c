@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +37,8 @@ static const char help[] =
 struct arguments {
 	struct bd_import_options options;
 	struct bd_rule *rules;
-	char *out; /* owned, when it is the default */
+	char *default_out;
+	const char *scale, *attenuation, *threads; /* as given; NULL if not */
 	bool json, quiet;
 };
 
@@ -83,72 +85,106 @@ static void take_raw(void *context, const char *glob)
 	a->rules[a->options.rule_count++] = (struct bd_rule){ false, glob };
 }
 
-/* False as command_parse. */
-static bool parse(const struct command *command, int argc, char **argv, struct arguments *a,
-		  int *status)
+/* The values that are more than names, and what is missing. Returns the exit status. */
+static int settle(const struct command *command, int argc, char **argv, struct arguments *a)
 {
 	struct bd_import_options *o = &a->options;
-	const char *scale = NULL, *attenuation = NULL, *threads = NULL;
-	const struct command_option options[] = {
-		{ "base", .value = &o->base },
-		{ "output", 'o', .value = &o->out },
-		{ "scale", .value = &scale },
-		{ "attenuation", .value = &attenuation },
-		{ "sign", .take = take_sign, .context = a },
-		{ "raw", .take = take_raw, .context = a },
-		{ "force", .flag = &o->force },
-		{ "threads", .value = &threads },
-		{ "json", .flag = &a->json },
-		{ "quiet", 'q', .flag = &a->quiet },
-		{ 0 },
-	};
+	double number;
 
-	a->rules = calloc((size_t)argc, sizeof(*a->rules));
-	if (!a->rules) {
-		*status = out_of_memory(command);
-		return false;
+	if (a->scale && !bd_scale_parse(a->scale, &o->scale))
+		return command_usage(command, "--scale is tensor, row or rank1, not '%s'",
+				     a->scale);
+	if (a->attenuation && parse_number(a->attenuation, 1e-6, 1e6, &o->attenuation) < 0)
+		return command_usage(command, "--attenuation needs a positive number, not '%s'",
+				     a->attenuation);
+	if (a->threads) {
+		if (parse_number(a->threads, 1, 1024, &number) < 0 || number != (unsigned)number)
+			return command_usage(command, "--threads needs a whole number from 1 to "
+					     "1024, not '%s'", a->threads);
+		o->threads = (unsigned)number;
 	}
-	o->rules = a->rules;
-	if (!command_parse(command, argc, argv, options, status))
-		return false;
-	*status = check(command, argc, argv, a, ...);
-	XXX
 	if (!o->base)
 		return command_usage(command, "--base BASE is missing");
 	if (argc - optind != 1)
 		return command_usage(command, "one fine-tune is needed, %d given", argc - optind);
 	o->fine = argv[optind];
 	if (!o->out)
-		o->out = a->out = default_output(o->fine);
+		o->out = a->default_out = default_output(o->fine);
 	return o->out ? EXIT_OK : out_of_memory(command);
+}
+
+/* False as command_parse. */
+static bool parse(const struct command *command, int argc, char **argv, struct arguments *a,
+		  int *status)
+{
+	struct bd_import_options *o = &a->options;
+	const struct command_option options[] = {
+		{ "base", .value = &o->base },
+		{ "output", 'o', .value = &o->out },
+		{ "scale", .value = &a->scale },
+		{ "attenuation", .value = &a->attenuation },
+		{ "sign", .take = take_sign, .context = a },
+		{ "raw", .take = take_raw, .context = a },
+		{ "force", .flag = &o->force },
+		{ "threads", .value = &a->threads },
+		{ "json", .flag = &a->json },
+		{ "quiet", 'q', .flag = &a->quiet },
+		{ 0 },
+	};
+
+	o->scale = BD_SCALE_RANK1;
+	o->attenuation = BD_ATTENUATION;
+	o->rules = a->rules = calloc((size_t)argc, sizeof(*a->rules));
+	if (!a->rules) {
+		*status = out_of_memory(command);
+		return false;
+	}
+	if (!command_parse(command, argc, argv, options, status))
+		return false;
+	*status = settle(command, argc, argv, a);
+	return *status == EXIT_OK;
+}
+
+static int json_report(const char *out, const struct bd_delta *delta, double seconds,
+		       uint64_t memory, struct bd_error *err)
+{
+	struct json j;
+	cJSON *o = json_begin(&j);
+	int rc;
+
+	json_string(&j, o, "output", out);
+	rc = json_summary(&j, o, delta, err);
+	if (rc < 0) {
+		json_drop(&j);
+		return rc;
+	}
+	json_number(&j, o, "seconds", "%.3f", seconds);
+	json_number(&j, o, "peak_memory", "%" PRIu64, memory);
+	return json_print(&j, stdout, err);
 }
 
 static int report(const struct arguments *a, double seconds, struct bd_error *err)
 {
-	const struct bd_import_options *o = &a->options;
+	const char *out = a->options.out;
 	struct bd_delta *delta;
 	struct rusage usage;
-	char memory[32];
+	uint64_t memory;
+	char text[32];
 	int rc;
 
 	if (a->quiet && !a->json)
 		return 0;
-	rc = bd_delta_open(&delta, o->out, err);
+	rc = bd_delta_open(&delta, out, err);
 	if (rc < 0)
 		return rc;
 	getrusage(RUSAGE_SELF, &usage);
+	memory = (uint64_t)usage.ru_maxrss * 1024;
 	if (a->json) {
-		printf("{\"output\":");
-		print_json_string(o->out);
-		printf(",");
-		rc = print_summary(delta, true, err);
-		printf(",\"seconds\":%.3f,\"peak_memory\":%llu}\n", seconds,
-		       (unsigned long long)usage.ru_maxrss * 1024);
+		rc = json_report(out, delta, seconds, memory, err);
 	} else {
-		printf("%s\n", o->out);
-		rc = print_summary(delta, false, err);
-		printf("  %.1f s, at most %s of memory\n", seconds,
-		       format_bytes((uint64_t)usage.ru_maxrss * 1024, memory));
+		printf("%s\n", out);
+		rc = print_summary(delta, err);
+		printf("  %.1f s, at most %s of memory\n", seconds, format_bytes(memory, text));
 	}
 	bd_delta_close(delta);
 	return rc;
@@ -160,12 +196,9 @@ static int run(const struct command *command, int argc, char **argv)
 	struct progress progress;
 	struct bd_error err = { 0 };
 	double seconds;
-	int status, rc;
+	int status = EXIT_OK, rc;
 
-	if (command_wants_help(command, argc, argv))
-		return EXIT_OK;
-	status = parse(command, argc, argv, &a);
-	if (status == EXIT_OK) {
+	if (parse(command, argc, argv, &a, &status)) {
 		progress_begin(&progress, &a.options.watch, "importing", a.json, a.quiet);
 		rc = bd_import(&a.options, &err);
 		seconds = progress_end(&progress);
@@ -175,7 +208,7 @@ static int run(const struct command *command, int argc, char **argv)
 			status = command_fail(command, &err);
 	}
 	free(a.rules);
-	free(a.out);
+	free(a.default_out);
 	return status;
 }
 

@@ -32,8 +32,8 @@ cJSON *json_element(struct json *j, cJSON *array);
 /* TEXT may be any bytes (it often names a file): what is not UTF-8 becomes U+FFFD. */
 void json_string(struct json *j, cJSON *object, const char *name, const char *text);
 void json_bool(struct json *j, cJSON *object, const char *name, bool value);
-/* A number as printf writes it: sizes exactly, also above 2^53, where a double would round them, and
- * fractions with as many digits as they are worth. It must be finite. */
+/* A number as printf writes it: sizes exactly, also above 2^53, where a double would round them,
+ * and fractions with as many digits as they are worth. It must be finite. */
 void json_number(struct json *j, cJSON *object, const char *name, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
 /* The same for an array of numbers that is printed already: "[2,3]". */

@@ -2,8 +2,8 @@
 #include <getopt.h>
 #include <stdio.h>
 
-#include "../fs/command.h"
 #include "cli.h"
+#include "command.h"
 #include "mount.h"
 
 static const char umount_help[] =
@@ -12,11 +12,6 @@ static const char umount_help[] =
 "\n"
 "  -l, --lazy           detach now, end when the last file is closed\n"
 "  -h, --help           this text\n";
-
-static const struct option umount_options[] = {
-	{ "lazy", no_argument, NULL, 'l' },
-	{ 0 },
-};
 
 static int run_mount(const struct command *command, int argc, char **argv)
 {
@@ -28,16 +23,14 @@ static int run_umount(const struct command *command, int argc, char **argv)
 {
 	struct bd_error err = { 0 };
 	bool lazy = false;
-	int c;
+	const struct command_option options[] = {
+		{ "lazy", 'l', .flag = &lazy },
+		{ 0 },
+	};
+	int status;
 
-	if (command_wants_help(command, argc, argv))
-		return EXIT_OK;
-	optind = opterr = 0;
-	while ((c = getopt_long(argc, argv, "l", umount_options, NULL)) != -1) {
-		if (c != 'l')
-			return command_usage(command, "unknown option: '%s'", argv[optind - 1]);
-		lazy = true;
-	}
+	if (!command_parse(command, argc, argv, options, &status))
+		return status;
 	if (argc - optind != 1)
 		return command_usage(command, "one mount point is needed");
 	return bdfs_umount(argv[optind], lazy, &err) < 0 ? command_fail(command, &err) : EXIT_OK;

@@ -167,7 +167,7 @@ killed() {
 	took=$((($(date +%s%N) - took) / 1000000 + 5))
 	reset
 	for ((i = 0; i < count; i++)); do
-		"$BITDELTA" import -q --base "$base" "$fine" -o "$O/x.bdelta" 2>"$W/killed.log" &
+		env --default-signal=INT,TERM,HUP "$BITDELTA" import -q --base "$base" "$fine" -o "$O/x.bdelta" 2>"$W/killed.log" &
 		pid=$!
 		sleep "$(printf '%d.%03d' $((k = RANDOM % took, k / 1000)) $((k % 1000)))"
 		kill "-$signal" $pid 2>/dev/null
