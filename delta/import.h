@@ -1,7 +1,7 @@
 /* import.h: from a base and a fine-tune to a .bdelta file.
  *
  * Both checkpoints are read once, tensor by tensor on all cores; memory stays at some MiB per core
- * plus one bit per weight and the scales of the tensors in work. The same inputs give the same
+ * plus one bit per weight of the tensors in work and all scales. The same inputs give the same
  * bytes on every machine and with any number of threads. The output is atomic and durable
  * (output.h): the old file or nothing until all is done. */
 #ifndef BD_IMPORT_H

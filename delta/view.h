@@ -30,7 +30,8 @@ struct bd_view {
 	pthread_mutex_t lock;    /* guards data and users of the files */
 };
 
-/* Memory for one read at a time; a thread keeps one. Some 300 KiB, allocated once. */
+/* Memory for one read at a time; a thread keeps one. Some 700 KiB for each plane of the files that it
+ * is used for, allocated when first needed. */
 struct bd_scratch;
 struct bd_scratch *bd_scratch_new(void); /* NULL: out of memory */
 void bd_scratch_free(struct bd_scratch *scratch);
