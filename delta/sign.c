@@ -225,6 +225,8 @@ static const struct bd_sign_level *const levels[BD_CPUS] = {
 #endif
 };
 
+bool bd_sign_avx512_plain;
+
 static const char *const names[BD_CPUS] = {
 	[BD_CPU_SCALAR] = "scalar",
 	[BD_CPU_AVX2] = "avx2",

@@ -19,6 +19,7 @@
 #ifndef BD_SIGN_IMPL_H
 #define BD_SIGN_IMPL_H
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "sign.h"
@@ -97,6 +98,8 @@ extern const struct bd_sign_level bd_sign_scalar;
 #ifdef __x86_64__
 extern const struct bd_sign_level bd_sign_avx2, bd_sign_avx512;
 #endif
+/* For tests: AVX-512 without the extensions that not every processor at that level has. */
+extern bool bd_sign_avx512_plain;
 
 #define BD_INLINE static inline __attribute__((always_inline))
 

@@ -91,7 +91,8 @@ def check(name, base, fine, *options, plain_base=None):
     call(bitdelta, "import", *options, "--base", base, fine, "-o", delta)
     call(bitdelta, "verify", "--base", base, delta)
     call(bitdelta, "export", delta, "--base", base, "-o", export)
-    call(sys.executable, os.path.join(here, "decode.py"), delta, plain_base or base, decoded)
+    said = call(sys.executable, os.path.join(here, "decode.py"), delta, plain_base or base, decoded)
+    assert not said, said  # not even that the base's digest is another one
     same_files(export, decoded)
     os.mkdir(mnt)
     call(os.path.join(build, "mount.bitdelta"), base, mnt, "-o", f"deltas={delta}")

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "sign.h"
+#include "sign_impl.h" /* bd_sign_avx512_plain only */
 
 #define CANARY 0xa5
 #define MARGIN 64          /* bytes around `out` that must stay as they are */
@@ -195,15 +196,21 @@ static void ref_rebuild(const struct bd_sign_run *run, uint8_t *out, const uint8
 
 /* --- Levels -------------------------------------------------------------------------------- */
 
+struct level {
+	enum bd_cpu cpu;
+	bool plain; /* without the extensions of AVX-512 */
+};
+
 static enum bd_cpu level_of(void **state)
 {
-	const enum bd_cpu *level = *state;
+	const struct level *level = *state;
 
-	if (*level > bd_cpu_best()) {
-		print_message("this processor has no %s: not tested\n", bd_cpu_name(*level));
+	bd_sign_avx512_plain = level->plain;
+	if (level->cpu > bd_cpu_best()) {
+		print_message("this processor has no %s: not tested\n", bd_cpu_name(level->cpu));
 		skip();
 	}
-	return *level;
+	return level->cpu;
 }
 
 /* The child's answer, since it is given once per process. */
@@ -561,6 +568,67 @@ static void test_rebuild_in_pieces(void **state)
 	assert_memory_equal(pieces, whole, sizeof(whole));
 }
 
+/* An element that takes some care in rounding to BF16, and its result. */
+static const struct rare {
+	uint16_t base;
+	float add;
+	uint16_t out;
+} rares[] = {
+	{ 0x0000, 0.0f, 0x0000 },          { 0x3f80, -1.0f, 0x0000 },
+	{ 0x0001, 0.0f, 0x0001 },          { 0x0001, 0x1p-134f, 0x0002 },
+	{ 0x0000, 0x1p-134f, 0x0000 },     { 0x0000, 0x1.8p-134f, 0x0001 },
+	{ 0x0080, -0x1p-127f, 0x0040 },    { 0x0080, -0x1p-149f, 0x0080 },
+	{ 0x0100, -0x1.fep-126f, 0x0001 }, { 0x7f7f, 0x1p119f, 0x7f80 },
+	{ 0x7f7f, 0x1.fff8p118f, 0x7f7f }, { 0x7f7f, 0x1.fffffep127f, 0x7f80 },
+	{ 0x7f80, 1.0f, 0x7f80 },          { 0x7f80, -INFINITY, 0x7fc0 },
+	{ 0x7fc1, 1.0f, 0x7fc0 },          { 0x7f81, 1.0f, 0x7fc0 },
+	{ 0x3f80, NAN, 0x7fc0 },
+};
+#define RARES (sizeof(rares) / sizeof(*rares))
+
+/* Fast code rounds BF16 a whole block at a time and may leave blocks with such elements to other
+ * code: each of them alone at every place, with both signs, and then many together. */
+static void test_rebuild_rare_results(void **state)
+{
+	enum bd_cpu cpu = level_of(state);
+	enum { COLS = 3 * 64 + 40, MIXED = 2000 };
+	static const float one = 1.0f;
+	uint8_t *base = last(&base_end, 2 * COLS, 1); /* at no even address */
+	float *col = last(&col_end[0], COLS * sizeof(*col), 0);
+	struct bd_sign_run run = {
+		.cols = COLS, .count = COLS, .planes = 1, .base_dtype = BD_BF16, .out_dtype = BD_BF16,
+	};
+	unsigned round, j;
+
+	rng = 8;
+	run.row[0] = &one;
+	run.col[0] = col;
+	for (round = 0; round < 2 * RARES * COLS + MIXED; round++) {
+		bool mixed = round >= 2 * RARES * COLS;
+		uint8_t *bits;
+
+		run.bit[0] = below(16);
+		run.bits[0] = bits = random_bits(0, run.bit[0], COLS);
+		random_elements(base, COLS, BD_BF16, ORDINARY);
+		random_floats(col, COLS, ORDINARY);
+		for (j = 0; j < COLS; j++) {
+			const struct rare *rare = &rares[mixed ? below(RARES) : round / 2 % RARES];
+			bool minus = mixed ? below(2) : round % 2;
+			uint64_t k = run.bit[0] + j;
+			uint16_t h = (uint16_t)(rare->base | minus << 15), out;
+
+			if (mixed ? below(8) : j != round / 2 / RARES)
+				continue;
+			memcpy(base + 2 * j, &h, 2);
+			col[j] = rare->add;
+			bits[k / 8] = (uint8_t)((bits[k / 8] & ~(1 << k % 8)) | !minus << k % 8);
+			out = ref_encode(ref_decode(h, BD_BF16) + (minus ? -col[j] : col[j]), BD_BF16);
+			assert_int_equal(out & 0x7fff, rare->out); /* the table says what it means */
+		}
+		check_rebuild(cpu, &run, base, below(4));
+	}
+}
+
 /* --- Extraction ---------------------------------------------------------------------------- */
 
 static double naive_fold(const double *lane)
@@ -714,11 +782,17 @@ static void test_extract_accuracy(void **state)
 #define LEVELS(test)                                                                              \
 	{ #test ", scalar", test, NULL, NULL, &levels[BD_CPU_SCALAR] },                           \
 	{ #test ", avx2", test, NULL, NULL, &levels[BD_CPU_AVX2] },                               \
-	{ #test ", avx512", test, NULL, NULL, &levels[BD_CPU_AVX512] }
+	{ #test ", avx512", test, NULL, NULL, &levels[BD_CPU_AVX512] },                           \
+	{ #test ", avx512 plain", test, NULL, NULL, &levels[BD_CPUS] }
 
 int main(void)
 {
-	static enum bd_cpu levels[BD_CPUS] = { BD_CPU_SCALAR, BD_CPU_AVX2, BD_CPU_AVX512 };
+	static struct level levels[] = {
+		[BD_CPU_SCALAR] = { BD_CPU_SCALAR, false },
+		[BD_CPU_AVX2] = { BD_CPU_AVX2, false },
+		[BD_CPU_AVX512] = { BD_CPU_AVX512, false },
+		[BD_CPUS] = { BD_CPU_AVX512, true },
+	};
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_environment_lowers_the_level), /* before anything asks */
 		cmocka_unit_test(test_decoding_all_halves),
@@ -728,6 +802,7 @@ int main(void)
 		LEVELS(test_rebuild_ties),
 		LEVELS(test_rebuild_random_runs),
 		LEVELS(test_rebuild_in_pieces),
+		LEVELS(test_rebuild_rare_results),
 		LEVELS(test_extract_random_rows),
 		LEVELS(test_extract_not_finite),
 		LEVELS(test_extract_accuracy),
