@@ -222,15 +222,15 @@ static const struct bd_sign_level *const levels[BD_CPUS] = {
 #ifdef __x86_64__
 	[BD_CPU_AVX2] = &bd_sign_avx2,
 	[BD_CPU_AVX512] = &bd_sign_avx512,
+	[BD_CPU_AVX512_BF16] = &bd_sign_avx512,
 #endif
 };
-
-bool bd_sign_avx512_plain;
 
 static const char *const names[BD_CPUS] = {
 	[BD_CPU_SCALAR] = "scalar",
 	[BD_CPU_AVX2] = "avx2",
 	[BD_CPU_AVX512] = "avx512",
+	[BD_CPU_AVX512_BF16] = "avx512bf16",
 };
 
 static enum bd_cpu detect(void)
@@ -245,7 +245,9 @@ static enum bd_cpu detect(void)
 	if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
 	    !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
 		return BD_CPU_AVX2;
-	return BD_CPU_AVX512;
+	if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi"))
+		return BD_CPU_AVX512;
+	return BD_CPU_AVX512_BF16;
 #else
 	return BD_CPU_SCALAR;
 #endif
@@ -275,11 +277,21 @@ const char *bd_cpu_name(enum bd_cpu cpu)
 	return names[cpu];
 }
 
+/* The kernel for a run. */
+static void (*kernel_for(enum bd_cpu cpu, const struct bd_sign_run *run))(const struct bd_sign_span *)
+{
+#ifdef __x86_64__
+	if (cpu == BD_CPU_AVX512_BF16 && run->planes == 1 && run->base_dtype == BD_BF16 &&
+	    run->out_dtype == BD_BF16)
+		return bd_sign_rebuild_bf16;
+#endif
+	return levels[cpu]->rebuild[run->base_dtype][run->out_dtype];
+}
+
 void bd_sign_rebuild_at(enum bd_cpu cpu, const struct bd_sign_run *run, void *out,
 			const void *base)
 {
-	void (*rebuild)(const struct bd_sign_span *) =
-		levels[cpu]->rebuild[run->base_dtype][run->out_dtype];
+	void (*rebuild)(const struct bd_sign_span *) = kernel_for(cpu, run);
 	struct bd_sign_span span = { .base = base, .out = out, .planes = run->planes };
 	uint64_t done = 0, row = 0, column = run->first;
 	unsigned p;

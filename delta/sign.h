@@ -20,10 +20,10 @@
 /* Bytes that the vector code may read (never write) past the end of `bits`: callers pad. */
 #define BD_SIGN_SLACK 64
 
-enum bd_cpu { BD_CPU_SCALAR, BD_CPU_AVX2, BD_CPU_AVX512, BD_CPUS };
+enum bd_cpu { BD_CPU_SCALAR, BD_CPU_AVX2, BD_CPU_AVX512, BD_CPU_AVX512_BF16, BD_CPUS };
 
-/* Best level that this processor and this build support; BITDELTA_CPU=scalar|avx2|avx512 in the
- * environment lowers it (for tests and for comparing). */
+/* Best level that this processor and this build support; the environment variable
+ * BITDELTA_CPU=scalar|avx2|avx512|avx512bf16 lowers it (for tests and for comparing). */
 enum bd_cpu bd_cpu_best(void);
 const char *bd_cpu_name(enum bd_cpu cpu);
 

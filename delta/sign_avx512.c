@@ -240,12 +240,6 @@ FN void rebuild_blocks(const struct bd_sign_span *span, unsigned n, enum bd_dtyp
 	__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")))
 #define FN_BF16 BF16_TARGET BD_INLINE
 
-static bool has_bf16(void)
-{
-	return !bd_sign_avx512_plain && __builtin_cpu_supports("avx512bf16") &&
-	       __builtin_cpu_supports("avx512vbmi");
-}
-
 /* One instruction moves 16 words to the upper halves of dwords, where load_half() takes two. */
 FN_BF16 struct pair load_bf16(const uint8_t *p)
 {
@@ -275,7 +269,7 @@ FN_BF16 __mmask32 ordinary(__mmask32 mask, __m512i words)
 					   _mm512_set1_epi16(0x7f00));
 }
 
-BF16_TARGET static void rebuild_bf16(const struct bd_sign_span *span)
+BF16_TARGET void bd_sign_rebuild_bf16(const struct bd_sign_span *span)
 {
 	const struct bd_sign_span s = *span; /* a copy, since stores to `out` might change *span */
 	const struct plane plane = prepare(&s.plane[0]);
@@ -301,9 +295,7 @@ BF16_TARGET static void rebuild_bf16(const struct bd_sign_span *span)
 FN void rebuild_span(const struct bd_sign_span *span, enum bd_dtype base, enum bd_dtype out)
 {
 	/* One plane is what almost every file has: it gets code without the loop over planes. */
-	if (span->planes == 1 && base == BD_BF16 && out == BD_BF16 && has_bf16())
-		rebuild_bf16(span);
-	else if (span->planes == 1)
+	if (span->planes == 1)
 		rebuild_blocks(span, 1, base, out);
 	else
 		rebuild_blocks(span, span->planes, base, out);

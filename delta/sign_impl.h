@@ -97,9 +97,9 @@ struct bd_sign_level {
 extern const struct bd_sign_level bd_sign_scalar;
 #ifdef __x86_64__
 extern const struct bd_sign_level bd_sign_avx2, bd_sign_avx512;
+/* All that BD_CPU_AVX512_BF16 has of its own: one plane, BF16 to BF16. */
+void bd_sign_rebuild_bf16(const struct bd_sign_span *span);
 #endif
-/* For tests: AVX-512 without the extensions that not every processor at that level has. */
-extern bool bd_sign_avx512_plain;
 
 #define BD_INLINE static inline __attribute__((always_inline))
 

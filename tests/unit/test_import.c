@@ -554,14 +554,14 @@ static void import_in_child(const char *cpu, unsigned threads, const struct pair
 static void same_everywhere(void **state)
 {
 	static const unsigned threads[] = { 1, 2, 7 };
-	static const char *const cpus[] = { "scalar", "avx2", "avx512" };
+	static const char *const cpus[] = { "scalar", "avx2", "avx512", "avx512bf16" };
 	struct pair *p = new_pair();
 	char *first = NULL, *path, *data;
 	size_t size = 0, n;
 
 	(void)state;
 	mixed(p);
-	for (int c = 0; c < 3; c++)
+	for (int c = 0; c < 4; c++)
 		for (int t = 0; t < 3; t++) {
 			path = td_format("%s/%s-%u.bdelta", p->dir, cpus[c], threads[t]);
 			import_in_child(cpus[c], threads[t], p, path);

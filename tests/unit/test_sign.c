@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #include "sign.h"
-#include "sign_impl.h" /* bd_sign_avx512_plain only */
 
 #define CANARY 0xa5
 #define MARGIN 64          /* bytes around `out` that must stay as they are */
@@ -196,21 +195,15 @@ static void ref_rebuild(const struct bd_sign_run *run, uint8_t *out, const uint8
 
 /* --- Levels -------------------------------------------------------------------------------- */
 
-struct level {
-	enum bd_cpu cpu;
-	bool plain; /* without the extensions of AVX-512 */
-};
-
 static enum bd_cpu level_of(void **state)
 {
-	const struct level *level = *state;
+	enum bd_cpu cpu = *(const enum bd_cpu *)*state;
 
-	bd_sign_avx512_plain = level->plain;
-	if (level->cpu > bd_cpu_best()) {
-		print_message("this processor has no %s: not tested\n", bd_cpu_name(level->cpu));
+	if (cpu > bd_cpu_best()) {
+		print_message("this processor has no %s: not tested\n", bd_cpu_name(cpu));
 		skip();
 	}
-	return level->cpu;
+	return cpu;
 }
 
 /* The child's answer, since it is given once per process. */
@@ -783,15 +776,12 @@ static void test_extract_accuracy(void **state)
 	{ #test ", scalar", test, NULL, NULL, &levels[BD_CPU_SCALAR] },                           \
 	{ #test ", avx2", test, NULL, NULL, &levels[BD_CPU_AVX2] },                               \
 	{ #test ", avx512", test, NULL, NULL, &levels[BD_CPU_AVX512] },                           \
-	{ #test ", avx512 plain", test, NULL, NULL, &levels[BD_CPUS] }
+	{ #test ", avx512bf16", test, NULL, NULL, &levels[BD_CPU_AVX512_BF16] }
 
 int main(void)
 {
-	static struct level levels[] = {
-		[BD_CPU_SCALAR] = { BD_CPU_SCALAR, false },
-		[BD_CPU_AVX2] = { BD_CPU_AVX2, false },
-		[BD_CPU_AVX512] = { BD_CPU_AVX512, false },
-		[BD_CPUS] = { BD_CPU_AVX512, true },
+	static enum bd_cpu levels[] = {
+		BD_CPU_SCALAR, BD_CPU_AVX2, BD_CPU_AVX512, BD_CPU_AVX512_BF16,
 	};
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_environment_lowers_the_level), /* before anything asks */
