@@ -10,8 +10,6 @@ Standard library only; XXH3 comes from the C library that bitdelta links. Stream
 written by hand, so that the bytes do not depend on the version of zlib.
 """
 import copy
-import ctypes
-import ctypes.util
 import json
 import math
 import os
@@ -21,25 +19,9 @@ import sys
 import tempfile
 import zlib
 
+from xxh3 import xxh64, xxh128
+
 here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bdelta")
-xxh = ctypes.CDLL(ctypes.util.find_library("xxhash") or "libxxhash.so.0")
-
-
-class Hash128(ctypes.Structure):
-    _fields_ = [("low", ctypes.c_uint64), ("high", ctypes.c_uint64)]
-
-
-xxh.XXH3_128bits.restype, xxh.XXH3_64bits.restype = Hash128, ctypes.c_uint64
-xxh.XXH3_128bits.argtypes = xxh.XXH3_64bits.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-
-
-def xxh128(data):
-    h = xxh.XXH3_128bits(data, len(data))
-    return f"{h.high:016x}{h.low:016x}"
-
-
-def xxh64(data):
-    return f"{xxh.XXH3_64bits(data, len(data)):016x}"
 
 
 def stream(data):
