@@ -545,7 +545,7 @@ struct level {
 	bool object;
 };
 
-/* cJSON keeps C strings: it would cut this one short. */
+/* A C string would be cut short. */
 static int check_string(struct bd_json *j, const char *string, size_t length)
 {
 	if (strlen(string) != length)

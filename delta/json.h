@@ -77,8 +77,9 @@ int bd_json_end(struct bd_json *j);
  * the earlier error of a reader that has failed already. */
 int bd_json_fail(struct bd_json *j, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Check a whole document, so that it can be handed to cJSON afterwards. Objects with the same key
- * twice and strings with U+0000 are refused too, since cJSON mistreats both. */
+/* Check a whole document before its members are used. Objects with the same key twice, of which
+ * other readers might take the other, and strings with U+0000, which C strings would cut short, are
+ * refused too. */
 int bd_json_check(const char *text, size_t size, const char *what, struct bd_error *err);
 
 #endif

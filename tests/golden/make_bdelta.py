@@ -666,6 +666,8 @@ def bad_manifest():
             both(setting(C + ".name", value), part("file/config.json", rename="file/" + value)
                  if value.isprintable() else lambda d: None))
     bad("file-names-equal", "open", "", lambda d: d.manifest["files"].insert(0, d.manifest["files"][0]))
+    bad("file-names-differ-in-case", "open", "upper and lower case",
+        lambda d: (d.add_text("Config.json", "{}"), d.files.sort(key=lambda f: f["name"].encode())))
     bad("files-not-in-order", "open", "ascending", lambda d: d.manifest["files"].reverse())
     bad("file-name-of-model-traversal", "open", "impossible name", setting(M + ".name", "../m.safetensors"))
     # Models

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "manifest.h"
 #include "summary.h"
 #include "testdata.h"
 #include "testdelta.h"
@@ -333,6 +334,25 @@ static void edited_manifests(void **state)
 }
 
 /* Sizes that the file only claims are not believed: no memory is asked for. */
+/* What a stream may claim to hold: FORMAT.md section 2, limits. */
+static void claims(void **state)
+{
+	const uint64_t mib = 1 << 20;
+
+	(void)state;
+	assert_true(bd_manifest_size_is_possible(1, 16 * mib));
+	assert_false(bd_manifest_size_is_possible(1, 16 * mib + 1));
+	assert_true(bd_manifest_size_is_possible(mib, 64 * mib));
+	assert_false(bd_manifest_size_is_possible(mib, 65 * mib));
+	assert_true(bd_manifest_size_is_possible(256 * mib, 256 * mib));
+	assert_false(bd_manifest_size_is_possible(256 * mib, 256 * mib + 1));
+	assert_false(bd_manifest_size_is_possible(UINT64_MAX, 1));
+	assert_true(bd_manifest_file_size_is_possible(mib, 64 * mib));
+	assert_false(bd_manifest_file_size_is_possible(mib, 64 * mib + 1));
+	assert_false(bd_manifest_file_size_is_possible(100, mib));
+	assert_false(bd_manifest_file_size_is_possible(UINT64_MAX, 1));
+}
+
 static void bombs(void **state)
 {
 	static const char *const sizes[] = {
@@ -571,6 +591,7 @@ int main(void)
 		cmocka_unit_test(truncations),
 		cmocka_unit_test(bit_flips),
 		cmocka_unit_test(edited_manifests),
+		cmocka_unit_test(claims),
 		cmocka_unit_test(bombs),
 		cmocka_unit_test(wrong_bases),
 		cmocka_unit_test(digests),
