@@ -5,7 +5,9 @@
 #                     shipped model pair, mount it, load it with an unmodified loader, compare
 #   make check        install what is missing, then all tests (some minutes on two cores)
 #   make bench        ratios taken in one run, written to build/bench.txt
-#   make install      DESTDIR= PREFIX=/usr/local SBINDIR=/sbin
+#   make install      DESTDIR= PREFIX=/usr/local SBINDIR=/sbin LIBDIR=$(PREFIX)/lib
+#   make uninstall    the same variables
+#   make deb          Debian packages in build/deb/
 #   make deps         install the packages that building needs (Debian, Ubuntu; root or sudo)
 #   make unit         unit tests only;  make mount-test  the scripts against a real mount only
 #   make fuzz         libFuzzer targets with clang;  FUZZ_SECONDS=60
@@ -17,6 +19,7 @@
 CC      ?= gcc
 PREFIX  ?= /usr/local
 SBINDIR ?= /sbin
+LIBDIR  ?= $(PREFIX)/lib
 D       ?= release
 B       := build/$(D)
 
@@ -42,21 +45,32 @@ TOOL_SRC  := $(wildcard mount-tools/*.c)
 UNIT_SRC  := $(wildcard tests/unit/test_*.c)
 FUZZ_SRC  := $(wildcard tests/fuzz/fuzz_*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
+READ_SRC  := $(wildcard tests/mount/*.c)
 
 obj = $(patsubst %.c,$(B)/%.o,$(1))
+SONAME   := libbitdelta.so.0
 PROGRAMS := $(B)/bitdelta $(B)/mount.bitdelta
 UNITS    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(UNIT_SRC))
 REPLAYS  := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%-replay,$(FUZZ_SRC))
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(BENCH_SRC))
+READERS  := $(patsubst tests/mount/%.c,$(B)/mount/%,$(READ_SRC))
 
-.PHONY: all demo check bench install deps unit mount-test fuzz clean tests
+.PHONY: all demo check bench install uninstall deb deps unit mount-test fuzz clean tests
 .SECONDARY:
-all: $(PROGRAMS)
+all: $(PROGRAMS) $(B)/$(SONAME)
 
 $(B)/libbitdelta.a: $(call obj,$(DELTA_SRC))
 	rm -f $@ && $(AR) rcs $@ $^
 $(B)/libbdfs.a: $(call obj,$(FS_SRC))
 	rm -f $@ && $(AR) rcs $@ $^
+
+# The shared library has what the public interface needs, and shows nothing else. Its objects are
+# those of the archive.
+$(B)/delta/%.o: ALL_CFLAGS += -fPIC -fvisibility=hidden
+LIB_MAP := mount-tools/libbitdelta/libbitdelta.map
+$(B)/$(SONAME): $(B)/delta/bitdelta.o $(B)/libbitdelta.a $(LIB_MAP)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=$(LIB_MAP) \
+		-Wl,--as-needed $(if $(SAN),,-Wl,-z,defs) -o $@ $(filter %.o %.a,$^) $(DELTA_LIBS)
 
 # bitdelta.c and mount.c hold the two main functions; the other files of mount-tools/ serve both.
 $(B)/bitdelta: $(call obj,$(filter-out mount-tools/mount.c,$(TOOL_SRC))) $(B)/libbdfs.a $(B)/libbitdelta.a
@@ -73,7 +87,8 @@ $(B)/%.o: %.c
 
 $(B)/unit/%: $(B)/tests/unit/%.o $(B)/tests/unit/testdata.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(DELTA_LIBS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(DELTA_LIBS)
+$(B)/unit/test_mountstats: $(B)/mount-tools/mountstats.o
 $(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
@@ -81,7 +96,16 @@ $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
 
-tests: $(UNITS) $(REPLAYS) $(BENCHES)
+$(B)/mount-tools/doctor.o: DELTA_CFLAGS += $(FUSE_CFLAGS)
+$(B)/tests/bench/reference_server.o: DELTA_CFLAGS += $(FUSE_CFLAGS)
+$(B)/bench/reference_server: DELTA_LIBS += $(FUSE_LIBS)
+
+# They test from outside: never with a sanitizer, which would make them slow.
+$(B)/mount/%: tests/mount/%.c
+	@mkdir -p $(@D)
+	$(CC) $(filter-out $(SAN),$(ALL_CFLAGS)) $(ALL_CPPFLAGS) $(FUSE_CFLAGS) -o $@ $< $(FUSE_LIBS)
+
+tests: $(UNITS) $(REPLAYS) $(BENCHES) $(READERS)
 
 deps:
 	tests/setup.sh build
@@ -94,7 +118,7 @@ check:
 	+tests/check.sh
 unit: tests
 	tests/check.sh unit $(B)
-mount-test: all
+mount-test: all $(READERS)
 	tests/check.sh mount $(B)
 bench: all
 	+$(MAKE) --no-print-directory $(BENCHES)
@@ -104,14 +128,54 @@ FUZZ_SECONDS ?= 60
 fuzz:
 	tests/fuzz.sh $(FUZZ_SECONDS)
 
+VERSION   = $(shell sed -nE 's/^\#define BD_VERSION "(.*)"/\1/p' delta/delta.h)
+LIBRARY   = libbitdelta.so.$(VERSION)
+SHARE     = $(DESTDIR)$(PREFIX)/share
+UNITS_DIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
+FILL_IN   = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SBINDIR@|$(SBINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' \
+	-e 's|@VERSION@|$(VERSION)|g'
+
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SBINDIR)
-	install -m 755 build/$(D)/bitdelta $(DESTDIR)$(PREFIX)/bin/bitdelta
-	install -m 755 build/$(D)/mount.bitdelta $(DESTDIR)$(SBINDIR)/mount.bitdelta
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/include \
+		$(DESTDIR)$(LIBDIR)/pkgconfig $(UNITS_DIR) $(SHARE)/bash-completion/completions \
+		$(SHARE)/doc/bitdelta/examples
+	install -m 755 $(B)/bitdelta $(DESTDIR)$(PREFIX)/bin/bitdelta
+	install -m 755 $(B)/mount.bitdelta $(DESTDIR)$(SBINDIR)/mount.bitdelta
 	ln -sf mount.bitdelta $(DESTDIR)$(SBINDIR)/mount.fuse.bitdelta
+	install -m 644 delta/bitdelta.h $(DESTDIR)$(PREFIX)/include/bitdelta.h
+	install -m 644 $(B)/libbitdelta.a $(DESTDIR)$(LIBDIR)/libbitdelta.a
+	install -m 644 $(B)/$(SONAME) $(DESTDIR)$(LIBDIR)/$(LIBRARY)
+	ln -sf $(LIBRARY) $(DESTDIR)$(LIBDIR)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libbitdelta.so
+	$(FILL_IN) mount-tools/libbitdelta/libbitdelta.pc.in \
+		>$(DESTDIR)$(LIBDIR)/pkgconfig/libbitdelta.pc
+	$(FILL_IN) mount-tools/systemd/bitdelta@.service.in >$(UNITS_DIR)/bitdelta@.service
+	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/libbitdelta.pc $(UNITS_DIR)/bitdelta@.service
+	install -m 644 mount-tools/completion/bitdelta $(SHARE)/bash-completion/completions/
+	for n in mount.bitdelta mount.fuse.bitdelta; do \
+		ln -sf bitdelta $(SHARE)/bash-completion/completions/$$n; done
 	for m in mount-tools/man/*.[1-8]; do s=$${m##*.}; \
-		install -d $(DESTDIR)$(PREFIX)/share/man/man$$s; \
-		install -m 644 $$m $(DESTDIR)$(PREFIX)/share/man/man$$s/; done
+		install -d $(SHARE)/man/man$$s; install -m 644 $$m $(SHARE)/man/man$$s/; done
+	ln -sf mount.bitdelta.8 $(SHARE)/man/man8/mount.fuse.bitdelta.8
+	install -m 644 README.md delta/FORMAT.md $(SHARE)/doc/bitdelta/
+	install -m 644 mount-tools/systemd/examples/* mount-tools/libbitdelta/example.c \
+		$(SHARE)/doc/bitdelta/examples/
+	[ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || ldconfig
+
+# What is removed is what would be installed.
+uninstall:
+	rm -rf $(B)/uninstall
+	+$(MAKE) --no-print-directory install DESTDIR=$(abspath $(B)/uninstall) >/dev/null
+	cd $(B)/uninstall && find . ! -type d | while read -r f; do \
+		rm -f "$(abspath $(DESTDIR))/$$f"; done
+	for d in $(SHARE)/doc/bitdelta/examples $(SHARE)/doc/bitdelta; do \
+		[ ! -d $$d ] || rmdir --ignore-fail-on-non-empty $$d; done
+	rm -rf $(B)/uninstall
+	[ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || ldconfig
+
+deb:
+	tests/setup.sh deb
+	mount-tools/debian/build.sh build/deb
 
 clean:
 	rm -rf build

@@ -97,6 +97,8 @@ int bd_base_open(struct bd_base **out, const char *path, struct bd_error *err)
 		goto out;
 	qsort(base->tensors, base->count, sizeof(*base->tensors), by_name);
 	compute_digest(base, state);
+	for (size_t i = 0; i < c->shard_count; i++)
+		bd_file_map(c->shards[i].file);
 	*out = base;
 	base = NULL;
 out:

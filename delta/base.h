@@ -29,7 +29,8 @@ void bd_base_close(struct bd_base *base); /* NULL allowed */
 /* NULL where there is none. */
 const struct bd_base_tensor *bd_base_find(const struct bd_base *base, const char *name);
 
-/* 0 while no file of the base has changed since it was opened, else -EIO and which. */
+/* 0 while the contents of no file of the base have changed since it was opened (bd_file_check), else
+ * -EIO and which. */
 int bd_base_check(const struct bd_base *base, struct bd_error *err);
 
 #endif

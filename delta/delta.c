@@ -2,6 +2,7 @@
 #include "delta.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -90,20 +91,34 @@ static int set_name(struct bd_delta *d, const char *path)
 
 int bd_delta_open(struct bd_delta **out, const char *path, struct bd_error *err)
 {
+	return bd_delta_open_at(out, AT_FDCWD, path, path, err);
+}
+
+int bd_delta_open_at(struct bd_delta **out, int dirfd, const char *name, const char *path,
+		     struct bd_error *err)
+{
+	struct bd_file *file;
+	int rc = bd_file_open_at(&file, dirfd, name, path, err);
+
+	return rc < 0 ? rc : bd_delta_open_file(out, file, err);
+}
+
+int bd_delta_open_file(struct bd_delta **out, struct bd_file *file, struct bd_error *err)
+{
 	struct bd_delta *d = calloc(1, sizeof(*d));
+	const char *path = file->path, *wanted = NULL;
 	const struct bd_tensor *manifest;
 	char *text = NULL, hash[BD_HASH];
-	const char *wanted = NULL;
 	uint64_t size = 0;
 	int rc;
 
-	if (!d || set_name(d, path) < 0) {
-		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", path);
-		goto out;
+	if (!d) {
+		bd_file_close(file);
+		return bd_error_set(err, -ENOMEM, "out of memory for a delta");
 	}
-	rc = bd_file_open(&d->file, path, err);
-	if (rc == 0)
-		rc = bd_safetensors_read(&d->st, d->file, err);
+	d->file = file;
+	rc = set_name(d, path) < 0 ? bd_error_set(err, -ENOMEM, "%s: out of memory", path)
+				   : bd_safetensors_read(&d->st, file, err);
 	if (rc == 0)
 		rc = check_metadata(d, &size, &wanted, err);
 	if (rc < 0)

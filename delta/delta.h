@@ -62,6 +62,12 @@ struct bd_delta {
 /* Errors: -EINVAL not a .bdelta file, damaged, or needing a newer version: the sentence says
  * which. */
 int bd_delta_open(struct bd_delta **delta, const char *path, struct bd_error *err);
+/* The same for NAME below the open directory DIRFD (or AT_FDCWD); PATH is what messages call it, and
+ * its last component gives the delta's name. */
+int bd_delta_open_at(struct bd_delta **delta, int dirfd, const char *name, const char *path,
+		     struct bd_error *err);
+/* The same for a file that is open already; takes it over, also where it fails. */
+int bd_delta_open_file(struct bd_delta **delta, struct bd_file *file, struct bd_error *err);
 void bd_delta_close(struct bd_delta *delta); /* NULL allowed */
 
 /* Does BASE fit? 0, or -EINVAL with what differs: the delta's and the base's names, the first

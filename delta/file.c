@@ -7,7 +7,17 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "guard.h"
+
+/* Of x86-64 and most others: what one page of the page table covers, and a huge page. Maps are aligned
+ * to it so that huge pages of the page cache fit into them. */
+#define REGION ((uintptr_t)2 << 20)
 
 static const char *kind_of(mode_t mode)
 {
@@ -21,7 +31,24 @@ static const char *kind_of(mode_t mode)
 	}
 }
 
+static bool same_time(struct timespec a, struct timespec b)
+{
+	return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+/* One number for an atomic variable; that it wraps after 584 years is no matter. */
+static uint64_t nanoseconds(struct timespec t)
+{
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
 int bd_file_open(struct bd_file **file, const char *path, struct bd_error *err)
+{
+	return bd_file_open_at(file, AT_FDCWD, path, path, err);
+}
+
+int bd_file_open_at(struct bd_file **file, int dirfd, const char *name, const char *path,
+		    struct bd_error *err)
 {
 	struct bd_file *f = calloc(1, sizeof(*f));
 	int rc;
@@ -30,13 +57,14 @@ int bd_file_open(struct bd_file **file, const char *path, struct bd_error *err)
 	if (!f)
 		return bd_error_set(err, -ENOMEM, "%s: out of memory", path);
 	f->fd = -1;
+	pthread_mutex_init(&f->lock, NULL);
 	f->path = strdup(path);
 	if (!f->path) {
 		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", path);
 		goto out;
 	}
 	/* O_NONBLOCK: opening a FIFO returns instead of waiting for a writer. */
-	f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	f->fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (f->fd < 0) {
 		rc = -errno;
 		bd_error_set(err, rc, "%s: cannot be opened: %s", path, strerror(-rc));
@@ -53,6 +81,8 @@ int bd_file_open(struct bd_file **file, const char *path, struct bd_error *err)
 		goto out;
 	}
 	f->size = (uint64_t)f->frozen.st_size;
+	f->accepted = f->frozen;
+	atomic_init(&f->ctime, nanoseconds(f->frozen.st_ctim));
 	*file = f;
 	return 0;
 out:
@@ -60,12 +90,42 @@ out:
 	return rc;
 }
 
+int bd_file_dup(struct bd_file **copy, struct bd_file *file, struct bd_error *err)
+{
+	struct bd_file *f = calloc(1, sizeof(*f));
+	int rc;
+
+	*copy = NULL;
+	if (!f)
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", file->path);
+	pthread_mutex_init(&f->lock, NULL);
+	f->path = strdup(file->path);
+	f->fd = fcntl(file->fd, F_DUPFD_CLOEXEC, 0);
+	if (!f->path || f->fd < 0) {
+		rc = f->path ? -errno : -ENOMEM;
+		bd_error_set(err, rc, "%s: cannot be opened again: %s", file->path, strerror(-rc));
+		bd_file_close(f);
+		return rc;
+	}
+	f->size = file->size;
+	f->frozen = file->frozen;
+	pthread_mutex_lock(&file->lock);
+	f->accepted = file->accepted;
+	atomic_init(&f->ctime, nanoseconds(f->accepted.st_ctim));
+	pthread_mutex_unlock(&file->lock);
+	*copy = f;
+	return 0;
+}
+
 void bd_file_close(struct bd_file *file)
 {
 	if (!file)
 		return;
+	if (file->mapping)
+		munmap(file->mapping, file->mapping_size);
 	if (file->fd >= 0)
 		close(file->fd);
+	pthread_mutex_destroy(&file->lock);
 	free(file->path);
 	free(file);
 }
@@ -98,42 +158,138 @@ int bd_file_read(struct bd_file *file, void *buf, size_t size, uint64_t offset,
 	return 0;
 }
 
-static bool same_time(struct timespec a, struct timespec b)
+void bd_file_map(struct bd_file *file)
 {
-	return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	struct rlimit limit;
+	size_t size;
+	uint8_t *p;
+
+	if (file->map || !bd_guard_installed() || file->size == 0 || file->size > SIZE_MAX / 4)
+		return;
+	/* Under a limit, threads and their buffers need the address space more. */
+	if (getrlimit(RLIMIT_AS, &limit) < 0 || limit.rlim_cur != RLIM_INFINITY)
+		return;
+	/* First the whole place, zeros, then the file over it: what remains is the slack. */
+	size = (size_t)file->size + REGION + page + BD_FILE_SLACK;
+	file->mapping = mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (file->mapping == MAP_FAILED) {
+		file->mapping = NULL;
+		return;
+	}
+	file->mapping_size = size;
+	p = (uint8_t *)(((uintptr_t)file->mapping + REGION - 1) / REGION * REGION);
+	if (mmap(p, (size_t)file->size, PROT_READ, MAP_SHARED | MAP_FIXED, file->fd, 0) == MAP_FAILED) {
+		munmap(file->mapping, size); /* a filesystem that cannot map */
+		file->mapping = NULL;
+		return;
+	}
+	file->map = p;
+}
+
+/* Also true where nobody can tell. */
+static bool has_byte(struct bd_file *file, uint64_t offset)
+{
+	char byte;
+	struct iovec v = { .iov_base = &byte, .iov_len = 1 };
+
+	return preadv2(file->fd, &v, 1, (off_t)offset, RWF_NOWAIT) >= 0 || errno != EAGAIN;
+}
+
+bool bd_file_is_cached(struct bd_file *file, size_t size, uint64_t offset)
+{
+	return has_byte(file, offset) && has_byte(file, offset + size - 1);
+}
+
+void bd_file_unload(struct bd_file *file, size_t size, uint64_t offset)
+{
+	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+	uintptr_t start = (uintptr_t)(file->map + offset) / page * page;
+	uintptr_t end = ((uintptr_t)(file->map + offset + size) + page - 1) / page * page;
+
+	/* At the end of a region all of it: kernels that can, free its page of the page table as well.
+	 * Who still reads there gets the pages back by faults. */
+	if (end / REGION > start / REGION)
+		start = start / REGION * REGION;
+	madvise((void *)start, end - start, MADV_DONTNEED);
+}
+
+/* What can be told from the results of one fstat: 0, or -EIO; *later: ctime is not the one that was
+ * accepted last. */
+static int examine(struct bd_file *file, struct stat *now, bool *later, struct bd_error *err)
+{
+	const struct stat *was = &file->frozen;
+
+	if (fstat(file->fd, now) < 0)
+		return bd_error_set(err, -EIO, "%s: cannot be examined any more: %s", file->path,
+				    strerror(errno));
+	if (now->st_dev != was->st_dev || now->st_ino != was->st_ino)
+		return bd_error_set(err, -EIO, "%s: became another file (device or inode number "
+				    "changed) while it was in use; remount or start again to use "
+				    "it as it is now", file->path);
+	if (now->st_size != was->st_size)
+		return bd_error_set(err, -EIO, "%s: changed while it was in use (it had %lld bytes "
+				    "and has %lld); remount or start again to use it as it is now",
+				    file->path, (long long)was->st_size, (long long)now->st_size);
+	if (!same_time(now->st_mtim, was->st_mtim))
+		return bd_error_set(err, -EIO, "%s: was written to while it was in use "
+				    "(modification time changed); remount or start again to use it "
+				    "as it is now", file->path);
+	*later = nanoseconds(now->st_ctim) != atomic_load_explicit(&file->ctime, memory_order_acquire);
+	return 0;
+}
+
+static bool explains_ctime(const struct stat *was, const struct stat *now)
+{
+	return now->st_mode != was->st_mode || now->st_uid != was->st_uid ||
+	       now->st_gid != was->st_gid || now->st_nlink != was->st_nlink;
 }
 
 int bd_file_check(struct bd_file *file, struct bd_error *err)
 {
-	const struct stat *was = &file->frozen;
+	struct timespec pause = { .tv_nsec = 1000000 };
+	struct stat now;
+	bool later;
+	int rc = examine(file, &now, &later, err);
+
+	if (rc < 0 || !later)
+		return rc;
+	pthread_mutex_lock(&file->lock);
+	/* Again, because another thread may have accepted what is newer than our `now`; and then a few
+	 * times, because kernels set ctime a little before what explains it. */
+	rc = examine(file, &now, &later, err);
+	while (rc == 0 && later && !file->altered && !explains_ctime(&file->accepted, &now)) {
+		file->altered = pause.tv_nsec > 64000000;
+		nanosleep(&pause, NULL);
+		pause.tv_nsec *= 2;
+		rc = examine(file, &now, &later, err);
+	}
+	/* A writer can set mtime back but not ctime. */
+	if (rc == 0 && file->altered) {
+		rc = bd_error_set(err, -EIO, "%s: was altered while it was in use (status change time "
+				  "changed: written, renamed, or its times set); remount or start again "
+				  "to use it as it is now", file->path);
+	} else if (rc == 0 && later) {
+		file->accepted = now;
+		atomic_store_explicit(&file->ctime, nanoseconds(now.st_ctim), memory_order_release);
+	}
+	pthread_mutex_unlock(&file->lock);
+	return rc;
+}
+
+bool bd_file_is_gone(struct bd_file *file)
+{
 	struct stat now;
 
-	if (fstat(file->fd, &now) < 0)
-		return bd_error_set(err, -EIO, "%s: cannot be examined any more: %s", file->path,
-				    strerror(errno));
-	if (now.st_dev != was->st_dev || now.st_ino != was->st_ino)
-		return bd_error_set(err, -EIO, "%s: became another file (device or inode number "
-				    "changed) while it was in use; remount or start again to use "
-				    "it as it is now", file->path);
-	if (now.st_nlink == 0)
-		return bd_error_set(err, -EIO, "%s: was deleted or replaced while it was in use; "
-				    "put it back and remount or start again", file->path);
-	if (now.st_size != was->st_size)
-		return bd_error_set(err, -EIO, "%s: changed while it was in use (it had %lld bytes "
-				    "and has %lld); remount or start again to use it as it is now",
-				    file->path, (long long)was->st_size, (long long)now.st_size);
-	if (!same_time(now.st_mtim, was->st_mtim))
-		return bd_error_set(err, -EIO, "%s: was written to while it was in use "
-				    "(modification time changed); remount or start again to use it "
-				    "as it is now", file->path);
-	/* A writer can set mtime back but not ctime. chmod, rename or a new hard link end here
-	 * as well, which is the price. */
-	if (!same_time(now.st_ctim, was->st_ctim))
-		return bd_error_set(err, -EIO, "%s: was altered while it was in use (status change "
-				    "time changed: written, renamed, linked, or its owner or mode "
-				    "set); remount or start again to use it as it is now",
-				    file->path);
-	return 0;
+	/* A server of a network filesystem that deleted the file says ESTALE. */
+	return fstat(file->fd, &now) < 0 || now.st_nlink == 0;
+}
+
+bool bd_file_same(const struct stat *frozen, const struct stat *now)
+{
+	return frozen->st_dev == now->st_dev && frozen->st_ino == now->st_ino &&
+	       frozen->st_size == now->st_size && same_time(frozen->st_mtim, now->st_mtim) &&
+	       same_time(frozen->st_ctim, now->st_ctim);
 }
 
 int bd_file_slurp(const char *path, size_t limit, char **data, size_t *size, struct bd_error *err)

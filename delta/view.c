@@ -2,17 +2,30 @@
 #include "view.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "guard.h"
 #include "sign.h"
 
-/* Elements rebuilt at a time: base, bits and output together stay within a core's L2 cache. */
+/* Elements rebuilt at a time from copies: base, bits and output together stay within a core's L2
+ * cache. Nothing is copied from maps. */
 #define BLOCK ((uint64_t)1 << 17)
+#define MAP_BLOCK ((uint64_t)1 << 20)
+/* Bytes of a base from which on a map is faster: below, bringing pages in and out costs more than
+ * copying. */
+#define MAP_MIN ((uint64_t)32 << 10)
 /* Wider matrices are rebuilt in pieces of a row, so that memory does not follow a file's claims. */
-#define MAX_COLS ((uint64_t)1 << 15)
+#define MAX_COLS ((uint64_t)1 << 17)
 #define MAX_ROWS ((uint64_t)1 << 14) /* rows that a block may touch */
+#define CHUNK ((uint64_t)512)        /* column scales read at a time */
+#define CHUNKS (MAX_COLS / CHUNK)
+#define LANES 16
+
+_Static_assert(BD_FILE_SLACK >= BD_SIGN_SLACK, "bits may end at the end of the file");
 
 enum source { FROM_MEMORY, FROM_FILE, FROM_SIGN };
 
@@ -28,6 +41,12 @@ struct bd_piece {
 struct bd_scratch {
 	char *memory;
 	size_t capacity;
+	uint64_t base, delta; /* bytes that were read */
+	/* Which column scales are there: of the columns from `start` on of this tensor of this view. */
+	struct {
+		uint64_t serial, scales, start;
+		uint64_t have[CHUNKS / 64]; /* bit i: chunk i, of all planes */
+	} columns;
 };
 
 /* Where a read finds its things; `planes` decides how large the parts are. */
@@ -52,6 +71,13 @@ void bd_scratch_free(struct bd_scratch *scratch)
 	free(scratch);
 }
 
+void bd_scratch_take_counts(struct bd_scratch *scratch, uint64_t *base, uint64_t *delta)
+{
+	*base = scratch->base;
+	*delta = scratch->delta;
+	scratch->base = scratch->delta = 0;
+}
+
 static int lay_out(struct bd_scratch *s, unsigned planes, struct parts *parts, struct bd_error *err)
 {
 	size_t bits = planes * BITS_STRIDE;
@@ -63,11 +89,13 @@ static int lay_out(struct bd_scratch *s, unsigned planes, struct parts *parts, s
 	if (s->capacity < need) {
 		free(s->memory);
 		s->capacity = 0;
+		memset(&s->columns, 0, sizeof(s->columns));
 		s->memory = aligned_alloc(64, (need + 63) / 64 * 64);
 		if (!s->memory)
 			return bd_error_set(err, -ENOMEM, "out of memory for reading");
 		s->capacity = need;
 	}
+	/* Columns outlive a call: the number of planes does not move them. */
 	parts->base = s->memory;
 	parts->cols = (float *)(s->memory + base);
 	parts->rows = (float *)(s->memory + base + cols);
@@ -137,6 +165,7 @@ static int build_file(struct bd_view *v, struct bd_view_file *f, const struct bd
 int bd_view_open(struct bd_view **out, struct bd_delta *delta, struct bd_base *base,
 		 struct bd_error *err)
 {
+	static atomic_uint_fast64_t views;
 	struct bd_view *v;
 	int rc = bd_delta_check_base(delta, base, err);
 
@@ -146,6 +175,7 @@ int bd_view_open(struct bd_view **out, struct bd_delta *delta, struct bd_base *b
 	if (!v)
 		return bd_error_set(err, -ENOMEM, "%s: out of memory", delta->file->path);
 	pthread_mutex_init(&v->lock, NULL);
+	v->serial = atomic_fetch_add(&views, 1) + 1;
 	v->name = delta->name;
 	v->delta = delta;
 	v->base = base;
@@ -159,6 +189,7 @@ int bd_view_open(struct bd_view **out, struct bd_delta *delta, struct bd_base *b
 		bd_view_close(v);
 		return bd_error_set(err, rc, "%s: out of memory", delta->file->path);
 	}
+	bd_file_map(delta->file);
 	*out = v;
 	return 0;
 }
@@ -207,26 +238,247 @@ void bd_view_release(struct bd_view *v, size_t index)
 	pthread_mutex_unlock(&v->lock);
 }
 
+/* Of one number: not 0 where it is not finite. */
+static uint32_t not_finite(float f)
+{
+	uint32_t u;
+
+	memcpy(&u, &f, sizeof(u));
+	return (u & 0x7F800000) == 0x7F800000;
+}
+
+static bool all_finite(const float *f, uint64_t count)
+{
+	uint32_t bad[LANES] = { 0 };
+	uint64_t i;
+
+	/* Lanes, and loops of fixed length: compilers turn these into vector instructions. */
+	for (i = 0; i + LANES <= count; i += LANES)
+		for (unsigned k = 0; k < LANES; k++)
+			bad[k] |= not_finite(f[i + k]);
+	for (; i < count; i++)
+		bad[0] |= not_finite(f[i]);
+	for (unsigned k = 1; k < LANES; k++)
+		bad[0] |= bad[k];
+	return bad[0] == 0;
+}
+
 static int read_scales(struct bd_view *v, const struct bd_entry *e, uint64_t index, uint64_t count,
-		       float *out, struct bd_error *err)
+		       float *out, struct bd_scratch *scratch, struct bd_error *err)
 {
 	struct bd_delta *d = v->delta;
-	uint32_t bad = 0;
 	int rc = bd_file_read(d->file, out, (size_t)count * sizeof(*out),
 			      d->scales->offset + index * sizeof(*out), err);
 
 	if (rc < 0)
 		return rc;
-	for (uint64_t i = 0; i < count; i++) {
-		uint32_t u;
-
-		memcpy(&u, &out[i], sizeof(u));
-		bad |= (u & 0x7F800000) == 0x7F800000;
-	}
-	if (bad)
+	scratch->delta += count * sizeof(*out);
+	if (!all_finite(out, count))
 		return bd_error_set(err, -EIO, "%s: tensor '%s' has a scale that is not finite: the file "
 				    "is damaged, import it again", d->file->path, e->tensor->name);
 	return 0;
+}
+
+/* What a call of rebuild() works on. */
+struct job {
+	struct bd_view *view;
+	const struct bd_piece *piece;
+	const struct bd_entry *entry;
+	size_t base_size, out_size; /* bytes of an element */
+	struct bd_scratch *scratch;
+	struct parts parts;
+	struct bd_sign_run run;
+};
+
+/* Index in the container's scales of the first one of plane K: those of its rows, then of its columns. */
+static uint64_t scales_of(const struct bd_entry *e, unsigned k)
+{
+	return e->scales + k * (e->rows + e->cols);
+}
+
+static bool has_chunk(const struct bd_scratch *s, uint64_t chunk)
+{
+	return s->columns.have[chunk / 64] >> (chunk % 64) & 1;
+}
+
+/* Read those scales of columns first .. end - 1 that are not there yet, whole chunks of them; columns
+ * count from `start`, where there are `width` of them. */
+static int need_columns(struct job *j, uint64_t start, uint64_t width, uint64_t first, uint64_t end,
+			struct bd_error *err)
+{
+	const struct bd_entry *e = j->entry;
+	struct bd_scratch *s = j->scratch;
+	uint64_t chunk = first / CHUNK, last = (end + CHUNK - 1) / CHUNK, next;
+
+	if (s->columns.serial != j->view->serial || s->columns.scales != e->scales ||
+	    s->columns.start != start) {
+		memset(&s->columns, 0, sizeof(s->columns));
+		s->columns.serial = j->view->serial;
+		s->columns.scales = e->scales;
+		s->columns.start = start;
+	}
+	for (; chunk < last; chunk = next) {
+		uint64_t from = chunk * CHUNK, to;
+
+		next = chunk + 1;
+		if (has_chunk(s, chunk))
+			continue;
+		while (next < last && !has_chunk(s, next))
+			next++;
+		to = next * CHUNK < width ? next * CHUNK : width;
+		for (unsigned k = 0; k < e->planes; k++) {
+			int rc = read_scales(j->view, e, scales_of(e, k) + e->rows + start + from,
+					     to - from, j->parts.cols + k * MAX_COLS + from, s, err);
+
+			if (rc < 0)
+				return rc;
+		}
+		for (; chunk < next; chunk++)
+			s->columns.have[chunk / 64] |= (uint64_t)1 << (chunk % 64);
+	}
+	return 0;
+}
+
+/* All the scales that the run needs; its first element is that one of the tensor. */
+static int need_scales(struct job *j, uint64_t first, struct bd_error *err)
+{
+	const struct bd_entry *e = j->entry;
+	struct bd_sign_run *run = &j->run;
+	uint64_t rows = (run->first + run->count + run->cols - 1) / run->cols;
+	/* Of a matrix too wide, the run sees only the columns from here on. */
+	uint64_t start = first % e->cols - run->first;
+	uint64_t end = run->first + run->count; /* as if there were one row */
+	int rc;
+
+	/* Columns first: what comes after them in memory overwrites those of tensors with more planes. */
+	if (rows == 1) {
+		rc = need_columns(j, start, run->cols, run->first, end, err);
+	} else if (rows == 2 && end - run->cols < run->first) {
+		rc = need_columns(j, start, run->cols, run->first, run->cols, err);
+		if (rc == 0)
+			rc = need_columns(j, start, run->cols, 0, end - run->cols, err);
+	} else {
+		rc = need_columns(j, start, run->cols, 0, run->cols, err);
+	}
+	for (unsigned k = 0; rc == 0 && k < e->planes; k++)
+		rc = read_scales(j->view, e, scales_of(e, k) + first / e->cols, rows,
+				 j->parts.rows + k * MAX_ROWS, j->scratch, err);
+	return rc;
+}
+
+/* Offset in the delta of the byte with the bit of element `first` of plane K; *bit: which bit. */
+static uint64_t bits_of(const struct bd_entry *e, unsigned k, uint64_t first, uint64_t *bit)
+{
+	uint64_t index = k * e->rows * e->cols + first;
+
+	*bit = index % 8;
+	return e->sign->offset + index / 8;
+}
+
+struct mapped_work {
+	const struct bd_sign_run *run;
+	void *out;
+	const void *base;
+};
+
+static void rebuild_guarded(void *context)
+{
+	const struct mapped_work *w = context;
+
+	bd_sign_rebuild(w->run, w->out, w->base);
+}
+
+/* Rebuild the run out of maps of base and delta. 1: not all is in the page cache, and nothing was
+ * done. */
+static int rebuild_mapped(struct job *j, uint64_t first, char *out, struct bd_error *err)
+{
+	struct bd_file *base = j->piece->file, *delta = j->view->delta->file;
+	struct bd_guard_range ranges[1 + BD_MAX_PLANES];
+	uint64_t at = j->piece->at + first * j->base_size, bits[BD_MAX_PLANES];
+	size_t size = (size_t)j->run.count * j->base_size, bits_size[BD_MAX_PLANES];
+	struct mapped_work work = { &j->run, out, base->map + at };
+	const uint8_t *fault;
+	int rc;
+
+	if (!bd_file_is_cached(base, size, at))
+		return 1;
+	ranges[0] = (struct bd_guard_range){ base->map + at, size };
+	for (unsigned k = 0; k < j->run.planes; k++) {
+		bits[k] = bits_of(j->entry, k, first, &j->run.bit[k]);
+		bits_size[k] = (size_t)((j->run.bit[k] + j->run.count + 7) / 8);
+		if (!bd_file_is_cached(delta, bits_size[k], bits[k]))
+			return 1;
+		j->run.bits[k] = delta->map + bits[k];
+		ranges[1 + k] = (struct bd_guard_range){ j->run.bits[k], bits_size[k] + BD_SIGN_SLACK };
+	}
+	rc = need_scales(j, first, err);
+	if (rc < 0)
+		return rc;
+	fault = bd_guard_run(rebuild_guarded, &work, ranges, 1 + j->run.planes);
+	bd_file_unload(base, size, at);
+	j->scratch->base += size;
+	for (unsigned k = 0; k < j->run.planes; k++) {
+		bd_file_unload(delta, bits_size[k], bits[k]);
+		j->scratch->delta += bits_size[k];
+	}
+	if (fault) {
+		struct bd_file *file = fault >= base->map + at && fault < base->map + at + size ?
+				       base : delta;
+
+		rc = bd_file_check(file, err);
+		if (rc == 0)
+			rc = bd_error_set(err, -EIO, "%s: cannot read the page at offset %" PRIu64 " (an "
+					  "error of the disk or of the filesystem under it)", file->path,
+					  (uint64_t)(fault - file->map));
+	}
+	return rc;
+}
+
+/* Rebuild the run, of at most BLOCK elements, out of copies. */
+static int rebuild_copied(struct job *j, uint64_t first, char *out, struct bd_error *err)
+{
+	struct bd_sign_run *run = &j->run;
+	char *base = j->base_size == j->out_size ? out : j->parts.base;
+	size_t size = (size_t)run->count * j->base_size;
+	int rc = need_scales(j, first, err);
+
+	for (unsigned k = 0; rc == 0 && k < run->planes; k++) {
+		uint8_t *bits = j->parts.bits + k * BITS_STRIDE;
+		uint64_t at = bits_of(j->entry, k, first, &run->bit[k]);
+		size_t bits_size = (size_t)((run->bit[k] + run->count + 7) / 8);
+
+		run->bits[k] = bits;
+		rc = bd_file_read(j->view->delta->file, bits, bits_size, at, err);
+		j->scratch->delta += bits_size;
+	}
+	if (rc == 0)
+		rc = bd_file_read(j->piece->file, base, size, j->piece->at + first * j->base_size, err);
+	if (rc < 0)
+		return rc;
+	j->scratch->base += size;
+	bd_sign_rebuild(run, out, base);
+	return 0;
+}
+
+/* Let the run be as many of the `count` elements from `first` on as can be done at a time, at most
+ * `block`. */
+static void set_run(struct job *j, uint64_t first, uint64_t count, uint64_t block)
+{
+	const struct bd_entry *e = j->entry;
+	uint64_t col = first % e->cols, n = count < block ? count : block;
+
+	if (e->cols > MAX_COLS) { /* part of one row, whose columns are taken MAX_COLS at a time */
+		uint64_t start = col / MAX_COLS * MAX_COLS;
+
+		j->run.cols = e->cols - start < MAX_COLS ? e->cols - start : MAX_COLS;
+		j->run.first = col - start;
+		n = n < j->run.cols - j->run.first ? n : j->run.cols - j->run.first;
+	} else {
+		j->run.cols = e->cols;
+		j->run.first = col;
+		n = n < (MAX_ROWS - 1) * e->cols ? n : (MAX_ROWS - 1) * e->cols;
+	}
+	j->run.count = n;
 }
 
 /* Rebuild `count` elements of a sign-coded piece from element `first` on. */
@@ -234,65 +486,31 @@ static int rebuild(struct bd_view *v, const struct bd_piece *p, uint64_t first, 
 		   char *out, struct bd_scratch *scratch, struct bd_error *err)
 {
 	const struct bd_entry *e = p->entry;
-	uint64_t elements = e->rows * e->cols;
-	size_t out_size = bd_dtype_bits(e->tensor->dtype) / 8;
-	size_t base_size = bd_dtype_bits(e->base_dtype) / 8;
-	bool wide = e->cols > MAX_COLS;
-	struct bd_sign_run run = {
-		.planes = e->planes, .base_dtype = e->base_dtype, .out_dtype = e->tensor->dtype,
+	bool mapped = p->file->map && v->delta->file->map;
+	struct job j = {
+		.view = v, .piece = p, .entry = e, .scratch = scratch,
+		.base_size = bd_dtype_bits(e->base_dtype) / 8,
+		.out_size = bd_dtype_bits(e->tensor->dtype) / 8,
+		.run = { .planes = e->planes, .base_dtype = e->base_dtype, .out_dtype = e->tensor->dtype },
 	};
-	struct parts parts = { 0 };
-	int rc = lay_out(scratch, e->planes, &parts, err);
+	int rc = lay_out(scratch, e->planes, &j.parts, err);
 
 	for (unsigned k = 0; rc == 0 && k < e->planes; k++) {
-		run.row[k] = parts.rows + k * MAX_ROWS;
-		run.col[k] = parts.cols + k * MAX_COLS;
-		if (!wide)
-			rc = read_scales(v, e, e->scales + k * (e->rows + e->cols) + e->rows, e->cols,
-					 parts.cols + k * MAX_COLS, err);
+		j.run.row[k] = j.parts.rows + k * MAX_ROWS;
+		j.run.col[k] = j.parts.cols + k * MAX_COLS;
 	}
 	while (rc == 0 && count > 0) {
-		uint64_t row = first / e->cols, col = first % e->cols;
-		uint64_t n = count < BLOCK ? count : BLOCK, rows;
-		char *base = base_size == out_size ? out : parts.base;
-
-		if (wide) { /* part of one row, which is then a matrix of its own */
-			n = n < MAX_COLS ? n : MAX_COLS;
-			n = n < e->cols - col ? n : e->cols - col;
-			run.cols = n;
-			run.first = 0;
-			rows = 1;
-		} else {
-			if (n > (MAX_ROWS - 1) * e->cols)
-				n = (MAX_ROWS - 1) * e->cols;
-			run.cols = e->cols;
-			run.first = col;
-			rows = (col + n + e->cols - 1) / e->cols;
+		rc = 1;
+		set_run(&j, first, count, MAP_BLOCK);
+		if (mapped && j.run.count * j.base_size >= MAP_MIN)
+			rc = rebuild_mapped(&j, first, out, err);
+		if (rc == 1) {
+			set_run(&j, first, count, BLOCK);
+			rc = rebuild_copied(&j, first, out, err);
 		}
-		run.count = n;
-		for (unsigned k = 0; rc == 0 && k < e->planes; k++) {
-			uint64_t bit = k * elements + first, scales = e->scales + k * (e->rows + e->cols);
-			uint8_t *bits = parts.bits + k * BITS_STRIDE;
-
-			run.bits[k] = bits;
-			run.bit[k] = bit % 8;
-			rc = bd_file_read(v->delta->file, bits, (size_t)((bit % 8 + n + 7) / 8),
-					  e->sign->offset + bit / 8, err);
-			if (rc == 0)
-				rc = read_scales(v, e, scales + row, rows, parts.rows + k * MAX_ROWS, err);
-			if (rc == 0 && wide)
-				rc = read_scales(v, e, scales + e->rows + col, n,
-						 parts.cols + k * MAX_COLS, err);
-		}
-		if (rc == 0)
-			rc = bd_file_read(p->file, base, (size_t)n * base_size,
-					  p->at + first * base_size, err);
-		if (rc < 0)
-			break;
-		bd_sign_rebuild(&run, out, base);
-		first += n;
-		count -= n;
-		out += n * out_size;
+		first += j.run.count;
+		count -= j.run.count;
+		out += j.run.count * j.out_size;
 	}
 	return rc;
 }
@@ -345,6 +563,7 @@ ssize_t bd_view_read(struct bd_view *v, size_t index, void *buf, size_t size, ui
 		     struct bd_scratch *scratch, struct bd_error *err)
 {
 	const struct bd_view_file *f = &v->files[index];
+	struct bd_file *delta = v->delta->file, *base = NULL;
 	const struct bd_piece *p;
 	size_t done = 0;
 	int rc = 0;
@@ -365,23 +584,32 @@ ssize_t bd_view_read(struct bd_view *v, size_t index, void *buf, size_t size, ui
 
 		if (n > p->size - at)
 			n = (size_t)(p->size - at);
+		/* Files are checked only after reading: what was read before a file changed is good, what
+		 * came after is not. The delta comes last. */
+		if (p->file && p->file != delta && p->file != base) {
+			if (base)
+				rc = bd_file_check(base, err);
+			base = p->file;
+		}
+		if (rc < 0)
+			break;
 		switch (p->source) {
 		case FROM_MEMORY:
 			memcpy(out, p->data + at, n);
 			break;
 		case FROM_FILE:
 			rc = bd_file_read(p->file, out, n, p->at + at, err);
+			*(p->file == delta ? &scratch->delta : &scratch->base) += n;
 			break;
 		case FROM_SIGN:
 			rc = read_sign(v, p, at, n, out, scratch, err);
 			break;
 		}
-		/* Only now: what was read before the file changed is good, what came after is not. */
-		if (rc == 0 && p->source != FROM_MEMORY)
-			rc = bd_file_check(p->file, err);
 		done += n;
 	}
+	if (rc == 0 && base)
+		rc = bd_file_check(base, err);
 	if (rc == 0)
-		rc = bd_file_check(v->delta->file, err);
+		rc = bd_file_check(delta, err);
 	return rc < 0 ? rc : (ssize_t)done;
 }

@@ -21,6 +21,8 @@ struct bd_view_file {
 	unsigned users;
 };
 
+/* Bases and deltas are mapped where bd_guard_install was called before they were opened, else read
+ * with pread; the bytes are the same. */
 struct bd_view {
 	const char *name;        /* of the delta: the directory's name */
 	struct bd_delta *delta;  /* owned */
@@ -28,13 +30,18 @@ struct bd_view {
 	struct bd_view_file *files; /* ascending names */
 	size_t file_count;
 	pthread_mutex_t lock;    /* guards data and users of the files */
+	uint64_t serial;         /* private: no other view of this process has it */
 };
 
-/* Memory for one read at a time; a thread keeps one. Some 700 KiB for each plane of the files that it
- * is used for, allocated when first needed. */
+/* Memory for one read at a time; a thread keeps one. At most 512 KiB and 600 KiB more for each plane
+ * of the files that it is used for, allocated when first needed; much less is touched. It remembers
+ * the column scales of the last tensor. */
 struct bd_scratch;
 struct bd_scratch *bd_scratch_new(void); /* NULL: out of memory */
 void bd_scratch_free(struct bd_scratch *scratch);
+/* How many bytes of bases and of deltas the calls of bd_view_read with this scratch have needed since
+ * this was last asked, whether they came from the disk or from the page cache. */
+void bd_scratch_take_counts(struct bd_scratch *scratch, uint64_t *base, uint64_t *delta);
 
 /* Takes the delta over on success. Refuses a wrong base (bd_delta_check_base). */
 int bd_view_open(struct bd_view **view, struct bd_delta *delta, struct bd_base *base,

@@ -7,6 +7,7 @@
 #include "delta.h"
 #include "options.h"
 #include "ops.h"
+#include "remount.h"
 
 enum { STATUS_USAGE = 1, STATUS_SYSTEM = 2, STATUS_MOUNT = 32 };
 
@@ -16,17 +17,27 @@ static void print_help(const char *program)
 	       "\n"
 	       "Show the fine-tunes of a base model, kept as .bdelta files, as read-only directories.\n"
 	       "BASE is the directory of the base checkpoint, also an entry of a Hugging Face cache;\n"
-	       "each PATH is a .bdelta file or a directory of them.\n"
+	       "each PATH is a .bdelta file or a directory of them, which is watched.\n"
 	       "\n"
-	       "  -f                   stay in the foreground\n"
+	       "  -f                   stay in the foreground (but from mount(8): check, do not mount)\n"
 	       "  -v                   say what was mounted\n"
 	       "  -d, -o debug         print every request; implies -f\n"
 	       "  -o delta=, deltas=   may be repeated; \\: is a colon in a path\n"
+	       "  -o base=PATH         a further base; may be repeated, with \"none\" for BASE\n"
+	       "  -o show_base         show the bases too\n"
+	       "  -o layout=hub        as a Hugging Face cache, for HF_HUB_CACHE; else layout=dirs\n"
+	       "  -o blocks=stored     let du show what the deltas take; else blocks=full\n"
 	       "  -o allow_other       let other users in (as a user: see user_allow_other, fuse.conf)\n"
-	       "  -o uid=,gid=,umask=  owner of the files, and octal permissions to take away\n"
+	       "  -o uid=,gid=         owner of the files, by name or number\n"
+	       "  -o umask=            octal permissions to take away; fmask= of files, dmask= of\n"
+	       "                       directories\n"
 	       "  -o threads=N         serve at most N requests at a time\n"
 	       "  -o readahead=KIB     what the kernel reads ahead, if root mounts (%d; 0: leave it)\n"
-	       "  -o log=FILE          the daemon's messages, instead of syslog\n"
+	       "  -o log=WHERE         syslog, journal, stderr or a file\n"
+	       "  -o drop_privileges   serve without capabilities; setuid=USER: as this user\n"
+	       "  -o nosandbox         do not confine the daemon to what it has to read\n"
+	       "  -o auto_unmount      unmount also when the daemon is killed\n"
+	       "  -o remount           look for new deltas in a mount that is there\n"
 	       "  -s -n -r -w -t -N    as mount(8) gives them to its helpers\n"
 	       "  --help, --version\n"
 	       "\n"
@@ -60,6 +71,7 @@ static void print_message(void *context, int priority, const char *text)
 int bdfs_command_main(const char *program, int argc, char *const *argv)
 {
 	struct bdfs_sink sink = { print_message, (void *)program };
+	const struct bdfs_options *o;
 	struct bdfs_command command;
 	struct bd_error err = { 0 };
 	bool parsed = false;
@@ -72,13 +84,13 @@ int bdfs_command_main(const char *program, int argc, char *const *argv)
 		printf("%s %s (libfuse %s)\n", program, BD_VERSION, fuse_pkgversion());
 	} else if (r == 0) {
 		parsed = true;
-		if (command.verbose && command.options.foreground)
-			fprintf(stderr, "%s: mounting %s on %s\n", program, command.options.base,
-				command.options.mountpoint);
-		r = bdfs_mount(&command.options, sink, &err);
-		if (r == 0 && command.verbose && !command.options.foreground)
-			fprintf(stderr, "%s: %s is mounted on %s\n", program, command.options.base,
-				command.options.mountpoint);
+		o = &command.options;
+		if (command.verbose && o->foreground)
+			fprintf(stderr, "%s: mounting %s on %s\n", program, o->source, o->mountpoint);
+		r = o->remount ? bdfs_remount(&command, argc, argv, &err) : bdfs_mount(o, sink, &err);
+		if (r == 0 && command.verbose && !o->foreground)
+			fprintf(stderr, "%s: %s %s mounted on %s\n", program, o->source,
+				o->fake ? "could be" : o->remount ? "is still" : "is", o->mountpoint);
 	}
 	if (r < 0)
 		fprintf(stderr, "%s: %s\n", program, err.text);

@@ -6,12 +6,44 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define PERIOD 10 /* seconds */
 #define LINES 20
 
-int bdfs_log_open(struct bdfs_log **log, const char *path, struct bdfs_sink sink,
+static int open_file(const char *path, struct bd_error *err)
+{
+	int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0640);
+
+	return fd >= 0 ? fd : bd_error_set(err, -errno, "cannot write the log %s: %s", path,
+					   strerror(errno));
+}
+
+static int open_journal(struct bd_error *err)
+{
+	const struct sockaddr_un journal = { AF_UNIX, "/run/systemd/journal/socket" };
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0), code;
+
+	if (fd >= 0 && connect(fd, (const struct sockaddr *)&journal, sizeof(journal)) == 0)
+		return fd;
+	code = -errno;
+	if (fd >= 0)
+		close(fd);
+	return bd_error_set(err, code, "there is no journal to log to (%s: %s)", journal.sun_path,
+			    strerror(-code));
+}
+
+static int open_stderr(struct bd_error *err)
+{
+	int fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+
+	return fd >= 0 ? fd : bd_error_set(err, -errno, "cannot log to standard error: %s",
+					   strerror(errno));
+}
+
+int bdfs_log_open(struct bdfs_log **log, const char *where, struct bdfs_sink sink,
 		  struct bd_error *err)
 {
 	struct bdfs_log *l = calloc(1, sizeof(*l));
@@ -20,15 +52,22 @@ int bdfs_log_open(struct bdfs_log **log, const char *path, struct bdfs_sink sink
 	if (!l)
 		return bd_error_set(err, -ENOMEM, "out of memory for the log");
 	l->sink = sink;
+	l->attached = true;
 	l->fd = -1;
-	if (path) {
-		l->fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0640);
+	if (!where) {
+		l->kind = BDFS_LOG_SINK;
+	} else if (!strcmp(where, "syslog")) {
+		l->kind = BDFS_LOG_SYSLOG;
+	} else {
+		l->kind = !strcmp(where, "journal") ? BDFS_LOG_JOURNAL :
+			  !strcmp(where, "stderr") ? BDFS_LOG_STDERR : BDFS_LOG_FILE;
+		l->fd = l->kind == BDFS_LOG_JOURNAL ? open_journal(err) :
+			l->kind == BDFS_LOG_STDERR ? open_stderr(err) : open_file(where, err);
 		if (l->fd < 0) {
-			int code = -errno;
+			int code = l->fd;
 
 			free(l);
-			return bd_error_set(err, code, "cannot write the log %s: %s", path,
-					    strerror(-code));
+			return code;
 		}
 	}
 	pthread_mutex_init(&l->lock, NULL);
@@ -46,11 +85,13 @@ void bdfs_log_close(struct bdfs_log *log)
 	free(log);
 }
 
-void bdfs_log_detach(struct bdfs_log *log)
+void bdfs_log_detach(struct bdfs_log *log, bool background)
 {
-	log->to_syslog = log->fd < 0;
-	if (log->to_syslog)
-		openlog("bitdelta", LOG_PID, LOG_DAEMON);
+	if (background && log->kind == BDFS_LOG_SINK)
+		log->kind = BDFS_LOG_SYSLOG;
+	if (log->kind == BDFS_LOG_SYSLOG)
+		openlog("bitdelta", LOG_PID | LOG_NDELAY, LOG_DAEMON);
+	log->attached = false;
 }
 
 /* Messages name files, and files are named by strangers: keep the log one line per message. */
@@ -63,28 +104,42 @@ static void defuse(char *text)
 
 static void emit(struct bdfs_log *log, int priority, char *text)
 {
+	enum bdfs_log_kind kind = log->kind;
 	char line[1400], stamp[32] = "";
 	struct tm tm;
 	time_t now;
 	int n;
 
 	defuse(text);
-	if (log->fd >= 0) {
+	if (kind == BDFS_LOG_SINK ||
+	    (log->attached && (kind == BDFS_LOG_SYSLOG || kind == BDFS_LOG_JOURNAL))) {
+		if (log->sink.message)
+			log->sink.message(log->sink.context, priority, text);
+		return;
+	}
+	switch (kind) {
+	case BDFS_LOG_SYSLOG:
+		syslog(priority, "%s", text);
+		return;
+	case BDFS_LOG_JOURNAL:
+		n = snprintf(line, sizeof(line), "PRIORITY=%d\nSYSLOG_FACILITY=%d\nSYSLOG_IDENTIFIER="
+			     "bitdelta\nMESSAGE=%s\n", priority, LOG_DAEMON >> 3, text);
+		break;
+	case BDFS_LOG_STDERR:
+		n = snprintf(line, sizeof(line), "bitdelta: %s\n", text);
+		break;
+	default:
 		now = time(NULL);
 		if (gmtime_r(&now, &tm))
 			strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%SZ", &tm);
 		n = snprintf(line, sizeof(line), "%s bitdelta[%d]: %s\n", stamp, (int)getpid(), text);
-		if (n >= (int)sizeof(line)) {
-			n = sizeof(line) - 1;
-			line[n - 1] = '\n';
-		}
-		if (write(log->fd, line, (size_t)n) < 0)
-			return; /* a full disk: there is nobody left to tell */
-	} else if (log->to_syslog) {
-		syslog(priority, "%s", text);
-	} else if (log->sink.message) {
-		log->sink.message(log->sink.context, priority, text);
 	}
+	if (n >= (int)sizeof(line)) {
+		n = sizeof(line) - 1;
+		line[n - 1] = '\n';
+	}
+	if (write(log->fd, line, (size_t)n) < 0)
+		return; /* a full disk, a journal that ended: there is nobody left to tell */
 }
 
 void bdfs_log_write(struct bdfs_log *log, int priority, const char *format, ...)

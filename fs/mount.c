@@ -4,30 +4,41 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "models.h"
-#include "mountinfo.h"
+#include "mountpoint.h"
 #include "ops.h"
+#include "sandbox.h"
+#include "supervise.h"
+#include "watch.h"
 
-/* Everything of one mount, from before the fork to the end. */
+/* Everything of one mount, from before the forks to the end. */
 struct server {
 	const struct bdfs_options *options;
-	char *mountpoint; /* absolute: the daemon leaves the working directory */
+	struct bdfs_mounted mounted;
 	struct bdfs_log *log;
 	struct bdfs_models *models;
 	struct bdfs_tree *tree;
 	struct bdfs_ops ops;
+	struct bdfs_sandbox sandbox;
+	struct bdfs_user user;    /* to become, if options say so */
+	struct bdfs_signals signals;
 	struct fuse_session *session;
+	int broken;               /* a pipe that nobody reads: see end_session() */
+	bool terminal;            /* we have one */
 };
 
 int bdfs_mount_capture(int (*call)(void *), void *context, char *text, size_t capacity)
@@ -95,34 +106,6 @@ void bdfs_fill_standard_descriptors(void)
 		close(fd);
 }
 
-static int find_mountpoint(const char *path, char **resolved, struct bd_error *err)
-{
-	struct statvfs fs;
-	struct stat st;
-	int code;
-
-	*resolved = realpath(path, NULL);
-	/* A dead filesystem may still answer stat() from the kernel's cache, but not statvfs(). */
-	if (!*resolved || stat(*resolved, &st) < 0 || statvfs(*resolved, &fs) < 0) {
-		code = -errno;
-		free(*resolved);
-		*resolved = NULL;
-		if (code == -ENOTCONN || code == -ECONNABORTED)
-			return bd_error_set(err, code, "%s: the filesystem mounted there has lost its "
-					    "daemon; unmount it first: umount %s (or fusermount3 -uz "
-					    "%s)", path, path, path);
-		if (code == -ENOENT)
-			return bd_error_set(err, code, "the mount point %s does not exist", path);
-		return bd_error_set(err, code, "the mount point %s: %s", path, strerror(-code));
-	}
-	if (!S_ISDIR(st.st_mode)) {
-		free(*resolved);
-		*resolved = NULL;
-		return bd_error_set(err, -ENOTDIR, "the mount point %s is not a directory", path);
-	}
-	return 0;
-}
-
 static int enter_namespace(const char *path, struct bd_error *err)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -186,14 +169,7 @@ static int mount_session(void *context)
 			r = -EINVAL;
 	}
 	fuse_opt_free_args(&args);
-	/* Before mounting, so that a signal never leaves a mount without a daemon. */
-	if (r == 0 && fuse_set_signal_handlers(s->session) < 0) {
-		fuse_session_destroy(s->session);
-		s->session = NULL;
-		r = -EIO;
-	}
-	if (r == 0 && fuse_session_mount(s->session, s->mountpoint) < 0) {
-		fuse_remove_signal_handlers(s->session);
+	if (r == 0 && fuse_session_mount(s->session, s->mounted.path) < 0) {
 		fuse_session_destroy(s->session);
 		s->session = NULL;
 		r = -EIO;
@@ -203,31 +179,67 @@ static int mount_session(void *context)
 
 static int start(struct server *s, struct bd_error *err)
 {
-	struct bdfs_mountinfo info;
 	char text[512];
-	int r;
+	int ends[2], r;
 
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return bd_error_set(err, -errno, "cannot create a pipe: %s", strerror(errno));
+	close(ends[0]);
+	s->broken = ends[1];
 	r = bdfs_mount_capture(mount_session, s, text, sizeof(text));
 	if (r < 0) {
 		if (strstr(text, "user_allow_other"))
 			return bd_error_set(err, -EPERM, "cannot mount on %s: allow_other needs the line "
-					    "user_allow_other in /etc/fuse.conf, or root", s->mountpoint);
-		return bd_error_set(err, r, "cannot mount on %s: %s", s->mountpoint,
+					    "user_allow_other in /etc/fuse.conf, or root",
+					    s->mounted.path);
+		return bd_error_set(err, r, "cannot mount on %s: %s", s->mounted.path,
 				    *text ? text : strerror(-r));
 	}
 	if (*text)
 		bdfs_log_write(s->log, s->options->debug ? LOG_DEBUG : LOG_WARNING, "%s", text);
 	fuse_messages = s->log;
 	fuse_set_log_func(log_fuse);
-	s->ops.threads = s->options->threads ? s->options->threads : default_threads();
-	if (bdfs_mountinfo_find(&info, s->mountpoint, NULL) == 0) {
-		s->ops.major = info.major;
-		s->ops.minor = info.minor;
-		s->ops.readahead = s->options->readahead;
-		bdfs_mountinfo_clear(&info);
-	}
+	bdfs_mountpoint_note(&s->mounted);
+	s->ops.use.source = s->options->source;
+	s->ops.use.mountpoint = s->mounted.path;
+	s->ops.use.threads = s->options->threads ? s->options->threads : default_threads();
+	s->ops.use.mapped = bd_guard_installed();
+	if (s->options->readahead &&
+	    bdfs_mountpoint_readahead(&s->mounted, s->options->readahead))
+		s->ops.use.readahead = s->options->readahead;
 	return 0;
 }
+
+/* Let go of the session without unmounting. libfuse would unmount whatever is at the mount point by
+ * now, and may not in the sandbox; it leaves that where the device says that its connection is gone,
+ * which a broken pipe in the place of the device says too. */
+static void end_session(struct server *s)
+{
+	if (!s->session)
+		return;
+	dup3(s->broken, fuse_session_fd(s->session), O_CLOEXEC);
+	fuse_session_unmount(s->session);
+	fuse_session_destroy(s->session);
+	s->session = NULL;
+}
+
+static void server_end(struct server *s)
+{
+	end_session(s);
+	if (s->ops.models)
+		bdfs_ops_end(&s->ops);
+	bdfs_tree_free(s->tree);
+	bdfs_models_close(s->models);
+	bdfs_sandbox_clear(&s->sandbox);
+	if (s->broken >= 0)
+		close(s->broken);
+	fuse_set_log_func(NULL);
+	bdfs_log_close(s->log);
+	free(s->user.name);
+	free(s->mounted.path);
+}
+
+/* --- the daemon --- */
 
 /* Ends when the mount is unmounted or a signal comes. */
 static int loop(struct server *s, struct bd_error *err)
@@ -238,34 +250,126 @@ static int loop(struct server *s, struct bd_error *err)
 	if (!config)
 		return bd_error_set(err, -ENOMEM, "out of memory for the threads");
 	fuse_loop_cfg_set_clone_fd(config, 0);
-	fuse_loop_cfg_set_max_threads(config, s->ops.threads);
-	fuse_loop_cfg_set_idle_threads(config, s->ops.threads); /* keep them: their buffers are warm */
+	fuse_loop_cfg_set_max_threads(config, s->ops.use.threads);
+	fuse_loop_cfg_set_idle_threads(config, s->ops.use.threads); /* keep them: their buffers are warm */
 	r = fuse_session_loop_mt(s->session, config);
 	fuse_loop_cfg_destroy(config);
 	if (r < 0)
-		return bd_error_set(err, r, "serving %s ended: %s", s->mountpoint, strerror(-r));
+		return bd_error_set(err, r, "serving %s ended: %s", s->mounted.path, strerror(-r));
 	return 0; /* unmounted, or the number of a signal */
 }
 
-static void stop(struct server *s)
+static void note_user(struct server *s)
 {
-	fuse_session_unmount(s->session);
-	fuse_remove_signal_handlers(s->session);
-	fuse_session_destroy(s->session);
-	s->session = NULL;
+	const struct passwd *entry = getpwuid(geteuid());
+
+	if (entry)
+		snprintf(s->ops.use.user, sizeof(s->ops.use.user), "%s", entry->pw_name);
+	else
+		snprintf(s->ops.use.user, sizeof(s->ops.use.user), "%u", (unsigned)geteuid());
 }
 
-static void server_end(struct server *s)
+/* From here on with as few rights as may be. */
+static int restrict_rights(struct server *s, struct bd_error *err)
 {
+	const struct bdfs_options *o = s->options;
+	int r = 0;
+
+	if (o->drop_privileges)
+		r = bdfs_privileges_drop(o->setuid ? &s->user : NULL, err);
+	if (r < 0)
+		return r;
+	note_user(s);
+	snprintf(s->ops.use.sandbox, sizeof(s->ops.use.sandbox), "none");
+	if (o->sandbox)
+		bdfs_sandbox_enter(&s->sandbox, s->log, s->ops.use.sandbox,
+				   sizeof(s->ops.use.sandbox));
+	bdfs_sandbox_clear(&s->sandbox);
+	return 0;
+}
+
+/* The daemon's life, in a process of its own; never returns. */
+static void daemon_run(struct server *s, pid_t parent, int report_fd)
+{
+	struct bd_error err = { 0 };
+	struct bdfs_signals unused;
+	int r = restrict_rights(s, &err);
+
+	/* Changed credentials cancel it, so not earlier. */
+	if (r == 0 && !bdfs_die_with(parent))
+		r = bd_error_set(&err, -ESRCH, "the parent was killed");
+	if (r == 0)
+		r = bdfs_watch_catch_hangup(&err);
+	if (r == 0 && fuse_set_signal_handlers(s->session) < 0)
+		r = bd_error_set(&err, -EIO, "cannot handle signals");
+	if (r == 0)
+		r = bdfs_watch_start(&s->ops.watch, s->models, s->tree, s->session, s->log, &err);
+	if (r == 0) {
+		s->ops.use.watch = bdfs_watch_method(s->ops.watch);
+		pthread_sigmask(SIG_SETMASK, &s->signals.mask, NULL);
+		r = loop(s, &err);
+		bdfs_signals_hold(&unused); /* another one must not spoil the end */
+	}
+	if (r > 0)
+		err.code = r; /* a signal */
+	bdfs_say_goodbye(report_fd, &err);
+	bdfs_watch_stop(s->ops.watch);
+	close(report_fd);
+	server_end(s);
+	exit(r < 0 ? 1 : 0);
+}
+
+/* --- its parent --- */
+
+/* Serve in a child until the mount ends. */
+static int serve(struct server *s, struct bd_error *err)
+{
+	struct bdfs_supervisor supervisor = {
+		.mounted = &s->mounted,
+		.log = s->log,
+		.terminal = s->terminal,
+		.auto_unmount = s->options->auto_unmount,
+	};
+	const pid_t parent = getpid();
+	char name[16] = "";
+	int fds[2], code;
+
+	prctl(PR_GET_NAME, name);
+	prctl(PR_SET_NAME, "bitdelta-parent"); /* so that people can tell the two apart */
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0) {
+		code = -errno;
+	} else {
+		fflush(NULL); /* the daemon's exit() must not print it a second time */
+		supervisor.daemon = fork();
+		code = supervisor.daemon < 0 ? -errno : 0;
+		if (supervisor.daemon == 0) {
+			prctl(PR_SET_NAME, name);
+			close(fds[0]);
+			daemon_run(s, parent, fds[1]);
+		}
+		close(fds[1]);
+		supervisor.report_fd = fds[0];
+		if (code)
+			close(fds[0]);
+	}
+	/* All that the daemon has, above all the connection, ends with the daemon. */
+	end_session(s);
 	bdfs_tree_free(s->tree);
 	bdfs_models_close(s->models);
-	fuse_set_log_func(NULL);
-	bdfs_log_close(s->log);
-	free(s->mountpoint);
+	bdfs_sandbox_clear(&s->sandbox);
+	s->tree = NULL;
+	s->models = NULL;
+	if (code) {
+		bdfs_mountpoint_detach(&s->mounted, NULL);
+		return bd_error_set(err, code, "cannot start the daemon: %s", strerror(-code));
+	}
+	return bdfs_supervise(&supervisor, &s->signals, err);
 }
 
-/* Let go of the caller: its terminal, directory and standard files. */
-static int detach(struct server *s, struct bd_error *err)
+/* Let go of the caller: its session, directory and standard files. Not before it is mounted: autofs lets only
+ * the process group of who mounts pass. */
+static int detach(struct bd_error *err)
 {
 	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 
@@ -276,7 +380,7 @@ static int detach(struct server *s, struct bd_error *err)
 			close(fd);
 		return bd_error_set(err, code, "cannot become a daemon: %s", strerror(-code));
 	}
-	bdfs_log_detach(s->log);
+	setsid();
 	for (int i = STDIN_FILENO; i <= STDERR_FILENO; i++)
 		dup2(fd, i);
 	if (fd > STDERR_FILENO)
@@ -284,44 +388,32 @@ static int detach(struct server *s, struct bd_error *err)
 	return 0;
 }
 
-/* What the daemon tells its parent: code 0 when it has mounted, then an error if one comes. */
-static bool send_report(int fd, const struct bd_error *report)
-{
-	return write(fd, report, sizeof(*report)) == (ssize_t)sizeof(*report);
-}
-
-static bool receive_report(int fd, struct bd_error *report)
-{
-	ssize_t n;
-
-	do
-		n = read(fd, report, sizeof(*report)); /* less than PIPE_BUF: all or nothing */
-	while (n < 0 && errno == EINTR);
-	report->text[sizeof(report->text) - 1] = '\0';
-	return n == (ssize_t)sizeof(*report);
-}
-
-/* The child's side; never returns. */
-static void daemon_run(struct server *s, int report_fd)
+/* The child's side of mounting in the background; never returns. */
+static void background_run(struct server *s, int report_fd)
 {
 	struct bd_error err = { 0 };
 	int r;
 
-	setsid();
+	bdfs_signals_hold(&s->signals);
 	r = start(s, &err);
 	if (r == 0) {
-		r = detach(s, &err);
-		/* A caller that is gone wants no mount: then the report fails with EPIPE. */
-		if (r == 0 && send_report(report_fd, &(struct bd_error){ 0 }))
-			r = loop(s, &err);
-		stop(s);
+		r = detach(&err);
+		bdfs_log_detach(s->log, true);
+		/* A caller that is gone wants no mount. */
+		if (r == 0 && !bdfs_report_send(report_fd, &(struct bd_error){ 0 }))
+			r = bd_error_set(&err, -EPIPE, "who mounts %s is gone", s->mounted.path);
+		if (r == 0) {
+			r = serve(s, &err);
+		} else {
+			end_session(s);
+			bdfs_mountpoint_detach(&s->mounted, NULL);
+		}
 		if (r < 0)
 			bdfs_log_write(s->log, LOG_ERR, "%s", err.text);
 	}
 	if (r < 0)
-		send_report(report_fd, &err);
+		bdfs_report_send(report_fd, &err);
 	close(report_fd);
-	bdfs_ops_end(&s->ops);
 	server_end(s);
 	exit(r < 0 ? 1 : 0);
 }
@@ -334,8 +426,8 @@ static int serve_in_background(struct server *s, struct bd_error *err)
 	int fds[2], status = 0, r;
 	pid_t pid;
 
-	if (pipe2(fds, O_CLOEXEC) < 0)
-		return bd_error_set(err, -errno, "cannot create a pipe: %s", strerror(errno));
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
+		return bd_error_set(err, -errno, "cannot create a socket: %s", strerror(errno));
 	fflush(NULL); /* the daemon's exit() must not print it a second time */
 	pid = fork();
 	if (pid < 0) {
@@ -346,22 +438,22 @@ static int serve_in_background(struct server *s, struct bd_error *err)
 	}
 	if (pid == 0) {
 		close(fds[0]);
-		daemon_run(s, fds[1]);
+		background_run(s, fds[1]);
 	}
 	close(fds[1]);
-	told = receive_report(fds[0], &report);
+	told = bdfs_report_receive(fds[0], &report);
 	if (told && report.code == 0) {
 		/* The kernel keeps this waiting until INIT is answered and then asks the daemon. */
-		if (stat(s->mountpoint, &st) == 0) {
+		if (stat(s->mounted.path, &st) == 0) {
 			close(fds[0]);
 			return 0;
 		}
 		r = -errno;
 		kill(pid, SIGTERM);
-		told = receive_report(fds[0], &report);
+		told = bdfs_report_receive(fds[0], &report);
 		if (!told) {
 			told = true;
-			bd_error_set(&report, r, "the mount on %s does not answer: %s", s->mountpoint,
+			bd_error_set(&report, r, "the mount on %s does not answer: %s", s->mounted.path,
 				     strerror(-r));
 		}
 	}
@@ -375,55 +467,74 @@ static int serve_in_background(struct server *s, struct bd_error *err)
 	return bd_error_set(err, -EIO, "the daemon ended with status %d", WEXITSTATUS(status));
 }
 
-static int serve(struct server *s, struct bd_error *err)
+static int serve_in_foreground(struct server *s, struct bd_error *err)
 {
-	int r = start(s, err);
+	int fd = open("/dev/tty", O_RDONLY | O_NOCTTY | O_CLOEXEC), r;
 
+	s->terminal = fd >= 0;
+	if (fd >= 0)
+		close(fd);
+	bdfs_signals_hold(&s->signals);
+	r = start(s, err);
 	if (r == 0) {
-		r = loop(s, err);
-		stop(s);
+		bdfs_log_detach(s->log, false);
+		r = serve(s, err);
 	}
+	bdfs_signals_restore(&s->signals);
+	return r;
+}
+
+/* Open all there is to open, so that it stays reachable when the mount covers it. */
+static int open_inputs(struct server *s, struct bd_error *err)
+{
+	const struct bdfs_options *o = s->options;
+	const struct bdfs_config config = { o->bases, o->base_count, o->deltas, o->delta_count,
+					    o->layout, o->show_base };
+	const struct bdfs_tree_options looks = { o->uid, o->gid, o->file_mask, o->directory_mask,
+						 o->stored_blocks };
+	struct bd_error why = { 0 };
+	int r = 0;
+
+	if (o->setuid)
+		r = bdfs_user_find(&s->user, o->setuid, err);
+	if (r == 0)
+		r = bdfs_models_open(&s->models, &config, s->log, err);
+	if (r == 0)
+		r = bdfs_tree_new(&s->tree, s->models, &looks, err);
+	if (r == 0)
+		r = bdfs_ops_init(&s->ops, s->models, s->tree, s->log, err);
+	/* Without it the sandbox allows nothing, and nobody could read. */
+	if (r == 0 && o->sandbox &&
+	    bdfs_sandbox_prepare(&s->sandbox, o->bases, o->base_count, o->deltas, o->delta_count,
+				 &why) < 0)
+		r = bd_error_set(err, why.code, "%s (or mount with -o nosandbox)", why.text);
 	return r;
 }
 
 int bdfs_mount(const struct bdfs_options *options, struct bdfs_sink sink, struct bd_error *err)
 {
-	struct server s = { .options = options };
-	int r;
+	struct server s = { .options = options, .broken = -1 };
+	int r = 0;
 
 	raise_file_limit();
 	bdfs_fill_standard_descriptors();
+	bd_guard_install(); /* without it files are read and not mapped */
 	/* Early, because its errors explain those of a base below a dead mount point. */
-	if (!options->namespace) {
-		r = find_mountpoint(options->mountpoint, &s.mountpoint, err);
-		if (r < 0)
-			return r;
-	}
-	r = bdfs_log_open(&s.log, options->log, sink, err);
-	if (r < 0)
-		goto out;
-	/* Open files stay reachable when the mount covers their directory. */
-	r = bdfs_models_open(&s.models, options->base, options->deltas, options->delta_count, s.log,
-			     err);
-	if (r < 0)
-		goto out;
-	r = bdfs_tree_new(&s.tree, s.models->views, s.models->count, options->uid, options->gid,
-			  options->umask, err);
-	if (r < 0)
-		goto out;
-	if (options->namespace) {
+	if (!options->namespace)
+		r = bdfs_mountpoint_find(options->mountpoint, options->source, options->fake, sink,
+					 &s.mounted.path, err);
+	if (r == 0)
+		r = bdfs_log_open(&s.log, options->log, sink, err);
+	if (r == 0)
+		r = open_inputs(&s, err);
+	if (r == 0 && options->namespace) {
 		r = enter_namespace(options->namespace, err);
 		if (r == 0)
-			r = find_mountpoint(options->mountpoint, &s.mountpoint, err);
-		if (r < 0)
-			goto out;
+			r = bdfs_mountpoint_find(options->mountpoint, options->source,
+						 options->fake, sink, &s.mounted.path, err);
 	}
-	r = bdfs_ops_init(&s.ops, s.tree, s.log, err);
-	if (r < 0)
-		goto out;
-	r = options->foreground ? serve(&s, err) : serve_in_background(&s, err);
-	bdfs_ops_end(&s.ops);
-out:
+	if (r == 0 && !options->fake)
+		r = options->foreground ? serve_in_foreground(&s, err) : serve_in_background(&s, err);
 	server_end(&s);
 	return r;
 }

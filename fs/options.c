@@ -2,7 +2,10 @@
 #include "options.h"
 
 #include <errno.h>
+#include <grp.h>
 #include <limits.h>
+#include <pwd.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,12 +18,26 @@ static const char *const ignored[] = {
 	"nogroup", "nofail", "_netdev", "async", "sync", "dirsync", "atime", "noatime", "diratime",
 	"nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime",
 	"nolazytime", "iversion", "noiversion", "mand", "nomand", "silent", "loud", "suid", "nosuid",
-	"dev", "nodev", "exec", "noexec", "default_permissions", NULL
+	"dev", "nodev", "exec", "noexec", "default_permissions", "kernel_cache", NULL
 };
 static const char *const ignored_prefixes[] = { "x-", "X-", "comment=", "subtype=", NULL };
+/* What mount(8) repeats from the table of mounts when it remounts. */
+static const char *const mounted_prefixes[] = { "user_id=", "group_id=", "rootmode=", "max_read=",
+						"blksize=", "fd=", "seclabel", NULL };
 /* SELinux labels: the kernel's business. */
 static const char *const kernel_prefixes[] = { "context=", "fscontext=", "defcontext=",
 					       "rootcontext=", NULL };
+
+/* Options of other FUSE filesystems that people bring along, and why they are not ours. */
+static const struct { const char *name, *why; } refused[] = {
+	{ "attr_timeout", "is not needed: the kernel keeps names and attributes, and is told when they "
+			  "change" },
+	{ "entry_timeout", "is not needed: the kernel keeps names and attributes, and is told when they "
+			   "change" },
+	{ "negative_timeout", "is not needed: the kernel keeps names and attributes, and is told when "
+			      "they change" },
+	{ "direct_io", "would break mappings; open the files with O_DIRECT instead" },
+};
 
 static int no_memory(struct bd_error *err)
 {
@@ -51,13 +68,26 @@ static void unescape(char *text)
 	*out = '\0';
 }
 
+static int append(char ***list, size_t *count, const char *value, struct bd_error *err)
+{
+	char **longer = reallocarray(*list, *count + 1, sizeof(**list));
+
+	if (!longer)
+		return no_memory(err);
+	*list = longer;
+	longer[*count] = strdup(value);
+	if (!longer[*count])
+		return no_memory(err);
+	++*count;
+	return 0;
+}
+
 static int add_deltas(struct bdfs_options *o, char *list, struct bd_error *err)
 {
 	char *end, *next;
+	int r = 0;
 
-	for (; list; list = next) {
-		char **deltas;
-
+	for (; list && r == 0; list = next) {
 		for (end = list; *end && *end != ':'; end++)
 			if (end[0] == '\\' && end[1])
 				end++;
@@ -66,16 +96,9 @@ static int add_deltas(struct bdfs_options *o, char *list, struct bd_error *err)
 		if (!*list)
 			continue;
 		unescape(list);
-		deltas = reallocarray(o->deltas, o->delta_count + 1, sizeof(*deltas));
-		if (!deltas)
-			return no_memory(err);
-		o->deltas = deltas;
-		deltas[o->delta_count] = strdup(list);
-		if (!deltas[o->delta_count])
-			return no_memory(err);
-		o->delta_count++;
+		r = append(&o->deltas, &o->delta_count, list, err);
 	}
-	return 0;
+	return r;
 }
 
 static int number(const char *name, const char *value, int base, unsigned long limit,
@@ -110,20 +133,65 @@ static int readahead(const char *value, unsigned *kib, struct bd_error *err)
 	return 0;
 }
 
+static bool is_number(const char *value)
+{
+	return *value && !value[strspn(value, "0123456789")];
+}
+
+static int user(const char *name, const char *value, uid_t *uid, struct bd_error *err)
+{
+	const struct passwd *entry;
+	unsigned long n;
+	int r;
+
+	if (is_number(value)) {
+		r = number(name, value, 10, UINT_MAX - 1, &n, err);
+		if (r == 0)
+			*uid = (uid_t)n;
+		return r;
+	}
+	entry = getpwnam(value);
+	if (!entry)
+		return bd_error_set(err, -EINVAL, "option %s=%s: there is no such user", name, value);
+	*uid = entry->pw_uid;
+	return 0;
+}
+
+static int group(const char *name, const char *value, gid_t *gid, struct bd_error *err)
+{
+	const struct group *entry;
+	unsigned long n;
+	int r;
+
+	if (is_number(value)) {
+		r = number(name, value, 10, UINT_MAX - 1, &n, err);
+		if (r == 0)
+			*gid = (gid_t)n;
+		return r;
+	}
+	entry = getgrnam(value);
+	if (!entry)
+		return bd_error_set(err, -EINVAL, "option %s=%s: there is no such group", name, value);
+	*gid = entry->gr_gid;
+	return 0;
+}
+
+/* One of two words: *second says which. */
+static int choice(const char *name, const char *value, const char *one, const char *two,
+		  bool *second, struct bd_error *err)
+{
+	*second = !strcmp(value, two);
+	if (*second || !strcmp(value, one))
+		return 0;
+	return bd_error_set(err, -EINVAL, "option %s=%s: expected %s or %s", name, value, one, two);
+}
+
 static bool has_prefix(const char *option, const char *const *prefixes)
 {
 	for (; *prefixes; prefixes++)
 		if (!strncmp(option, *prefixes, strlen(*prefixes)))
 			return true;
 	return false;
-}
-
-static bool is_ignored(const char *option)
-{
-	for (size_t i = 0; ignored[i]; i++)
-		if (!strcmp(option, ignored[i]))
-			return true;
-	return has_prefix(option, ignored_prefixes);
 }
 
 static int take_kernel_option(struct bdfs_options *o, const char *option, struct bd_error *err)
@@ -146,75 +214,107 @@ static int take_kernel_option(struct bdfs_options *o, const char *option, struct
 	return 0;
 }
 
+static int take_value(struct bdfs_options *o, const char *name, char *value, struct bd_error *err)
+{
+	bool second;
+	uid_t uid;
+	unsigned long n;
+	int r;
+
+	if (!strcmp(name, "deltas") || !strcmp(name, "delta"))
+		return add_deltas(o, value, err);
+	unescape(value);
+	if (!strcmp(name, "base"))
+		return append(&o->bases, &o->base_count, value, err);
+	if (!strcmp(name, "layout")) {
+		r = choice(name, value, "dirs", "hub", &second, err);
+		o->layout = second ? BDFS_HUB : BDFS_DIRS;
+		return r;
+	}
+	if (!strcmp(name, "blocks"))
+		return choice(name, value, "full", "stored", &o->stored_blocks, err);
+	if (!strcmp(name, "uid"))
+		return user(name, value, &o->uid, err);
+	if (!strcmp(name, "gid"))
+		return group(name, value, &o->gid, err);
+	if (!strcmp(name, "umask") || !strcmp(name, "fmask") || !strcmp(name, "dmask")) {
+		r = number(name, value, 8, 0777, &n, err);
+		if (r == 0 && *name != 'd')
+			o->file_mask = (mode_t)n;
+		if (r == 0 && *name != 'f')
+			o->directory_mask = (mode_t)n;
+		return r;
+	}
+	if (!strcmp(name, "threads")) {
+		r = number(name, value, 10, 1024, &n, err);
+		if (r == 0)
+			o->threads = (unsigned)n;
+		return r;
+	}
+	if (!strcmp(name, "readahead"))
+		return readahead(value, &o->readahead, err);
+	if (!strcmp(name, "setuid")) {
+		r = user(name, value, &uid, err);
+		o->drop_privileges = true;
+		return r < 0 ? r : replace(&o->setuid, value, err);
+	}
+	if (!strcmp(name, "fsname"))
+		return replace(&o->source, value, err);
+	return replace(&o->log, value, err);
+}
+
+/* The options that have a value, as take_value knows them, and those that have none. */
+static const char *const valued[] = { "deltas", "delta", "base", "layout", "blocks", "uid", "gid",
+				      "umask", "fmask", "dmask", "threads", "readahead", "setuid",
+				      "fsname", "log", NULL };
+static const struct { const char *name; size_t offset; bool value; } switches[] = {
+	{ "allow_other", offsetof(struct bdfs_options, allow_other), true },
+	{ "auto_unmount", offsetof(struct bdfs_options, auto_unmount), true },
+	{ "show_base", offsetof(struct bdfs_options, show_base), true },
+	{ "drop_privileges", offsetof(struct bdfs_options, drop_privileges), true },
+	{ "sandbox", offsetof(struct bdfs_options, sandbox), true },
+	{ "nosandbox", offsetof(struct bdfs_options, sandbox), false },
+	{ "foreground", offsetof(struct bdfs_options, foreground), true },
+	{ "debug", offsetof(struct bdfs_options, debug), true },
+	{ "remount", offsetof(struct bdfs_options, remount), true },
+};
+
+static bool is_among(const char *word, const char *const *list)
+{
+	for (; *list; list++)
+		if (!strcmp(word, *list))
+			return true;
+	return false;
+}
+
 /* One option, with its commas restored. */
 static int take_option(struct bdfs_command *c, char *option, bool sloppy, struct bd_error *err)
 {
-	struct bdfs_options *o = &c->options;
 	char *value = strchr(option, '=');
-	size_t length = value ? (size_t)(value - option) : strlen(option);
-	unsigned long n;
-	int r = 0;
 
-#define IS(name) (length == strlen(name) && !memcmp(option, name, length))
-	if (!*option || is_ignored(option))
+	if (!*option || is_among(option, ignored) || has_prefix(option, ignored_prefixes) ||
+	    has_prefix(option, mounted_prefixes))
 		return 0;
 	if (value && has_prefix(option, kernel_prefixes))
-		return take_kernel_option(o, option, err);
-	if (value) {
+		return take_kernel_option(&c->options, option, err);
+	if (value)
 		*value++ = '\0';
-		if (IS("deltas") || IS("delta"))
-			return add_deltas(o, value, err);
-		unescape(value);
-		if (IS("uid")) {
-			if ((r = number(option, value, 10, UINT_MAX - 1, &n, err)) == 0)
-				o->uid = (uid_t)n;
-			return r;
-		}
-		if (IS("gid")) {
-			if ((r = number(option, value, 10, UINT_MAX - 1, &n, err)) == 0)
-				o->gid = (gid_t)n;
-			return r;
-		}
-		if (IS("umask")) {
-			if ((r = number(option, value, 8, 0777, &n, err)) == 0)
-				o->umask = (mode_t)n;
-			return r;
-		}
-		if (IS("threads")) {
-			if ((r = number(option, value, 10, 1024, &n, err)) == 0)
-				o->threads = (unsigned)n;
-			return r;
-		}
-		if (IS("readahead"))
-			return readahead(value, &o->readahead, err);
-		if (IS("fsname"))
-			return replace(&o->source, value, err);
-		if (IS("log"))
-			return strcmp(value, "syslog") ? replace(&o->log, value, err) : 0;
-	} else {
-		if (IS("allow_other")) {
-			o->allow_other = true;
-			return 0;
-		}
-		if (IS("foreground")) {
-			o->foreground = true;
-			return 0;
-		}
-		if (IS("debug")) {
-			o->debug = o->foreground = true;
-			return 0;
-		}
-		if (IS("remount"))
-			return bd_error_set(err, -EINVAL, "remounting is not supported: unmount and mount "
-					    "again");
-		if (IS("deltas") || IS("delta") || IS("uid") || IS("gid") || IS("umask") ||
-		    IS("threads") || IS("readahead") || IS("fsname") || IS("log"))
-			return bd_error_set(err, -EINVAL, "option %s needs a value: %s=...", option,
+	if (is_among(option, valued))
+		return value ? take_value(&c->options, option, value, err)
+			     : bd_error_set(err, -EINVAL, "option %s needs a value: %s=...", option,
 					    option);
-	}
-#undef IS
+	for (size_t i = 0; i < sizeof(switches) / sizeof(*switches); i++)
+		if (!strcmp(option, switches[i].name)) {
+			if (value)
+				return bd_error_set(err, -EINVAL, "option %s has no value", option);
+			*(bool *)((char *)&c->options + switches[i].offset) = switches[i].value;
+			return 0;
+		}
 	if (sloppy)
 		return 0;
+	for (size_t i = 0; i < sizeof(refused) / sizeof(*refused); i++)
+		if (!strcmp(option, refused[i].name))
+			return bd_error_set(err, -EINVAL, "option %s %s", option, refused[i].why);
 	return bd_error_set(err, -EINVAL, "unknown option \"%s\"", option);
 }
 
@@ -253,6 +353,27 @@ static int take_options(struct bdfs_command *c, const char *list, bool sloppy,
 	return r;
 }
 
+/* The source is the first base, or "none" where base= says all. */
+static int place_source(struct bdfs_options *o, const char *source, struct bd_error *err)
+{
+	char *first;
+	int r;
+
+	if (!o->source && (r = replace(&o->source, source, err)) < 0)
+		return r;
+	if (!strcmp(source, "none"))
+		return o->base_count || o->remount ? 0 :
+		       bd_error_set(err, -EINVAL, "no base is given: instead of \"none\", or with -o "
+				    "base=PATH");
+	r = append(&o->bases, &o->base_count, source, err);
+	if (r < 0)
+		return r;
+	first = o->bases[o->base_count - 1];
+	memmove(o->bases + 1, o->bases, (o->base_count - 1) * sizeof(*o->bases));
+	o->bases[0] = first;
+	return 0;
+}
+
 static int finish(struct bdfs_command *c, char *const *positional, int count, struct bd_error *err)
 {
 	struct bdfs_options *o = &c->options;
@@ -266,29 +387,41 @@ static int finish(struct bdfs_command *c, char *const *positional, int count, st
 	if (!*positional[0] || !*positional[1])
 		return bd_error_set(err, -EINVAL, "the name of the %s is empty",
 				    *positional[0] ? "mount point" : "base");
-	if (!o->delta_count)
+	if (!o->delta_count && !o->show_base && !o->remount)
 		return bd_error_set(err, -EINVAL, "no deltas are given: add -o deltas=PATH[:PATH...], "
 				    "each a .bdelta file or a directory of them");
-	if (!o->source && (r = replace(&o->source, positional[0], err)) < 0)
-		return r;
-	r = replace(&o->base, positional[0], err);
+	r = place_source(o, positional[0], err);
 	if (r < 0)
 		return r;
+	if (o->debug)
+		o->foreground = true;
 	return replace(&o->mountpoint, positional[1], err);
 }
 
-int bdfs_options_parse(struct bdfs_command *command, int argc, char *const *argv,
-		       struct bd_error *err)
+/* mount(8) passes its own -f on, which means "fake"; from people it means the foreground. */
+static bool is_called_by_mount(void)
+{
+	char path[64], name[16] = "";
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", (int)getppid());
+	f = fopen(path, "re");
+	if (!f)
+		return false;
+	if (!fgets(name, sizeof(name), f))
+		*name = '\0';
+	fclose(f);
+	return !strcmp(name, "mount\n");
+}
+
+/* *command holds the defaults. */
+static int parse(struct bdfs_command *command, int argc, char *const *argv, struct bd_error *err)
 {
 	char *positional[3] = { NULL };
 	char *lists[64]; /* of -o; parsed at the end, when -s is known */
 	int count = 0, list_count = 0, r = 0;
 	bool only_names = false, sloppy = false;
 
-	memset(command, 0, sizeof(*command));
-	command->options.uid = getuid();
-	command->options.gid = getgid();
-	command->options.readahead = BDFS_READAHEAD;
 	for (int i = 0; i < argc; i++) {
 		const char *p = argv[i];
 
@@ -319,9 +452,12 @@ int bdfs_options_parse(struct bdfs_command *command, int argc, char *const *argv
 			}
 			switch (*p) {
 			case 's': sloppy = true; break;
-			case 'f': command->options.foreground = true; break;
+			case 'f':
+				*(is_called_by_mount() ? &command->options.fake
+						       : &command->options.foreground) = true;
+				break;
 			case 'v': command->verbose = true; break;
-			case 'd': command->options.debug = command->options.foreground = true; break;
+			case 'd': command->options.debug = true; break;
 			case 'n': case 'r': case 'w': case 't': break;
 			case 'N': r = replace(&command->options.namespace, value, err); break;
 			case 'o':
@@ -343,16 +479,113 @@ int bdfs_options_parse(struct bdfs_command *command, int argc, char *const *argv
 	return r < 0 ? r : finish(command, positional, count, err);
 }
 
+int bdfs_options_parse(struct bdfs_command *command, int argc, char *const *argv,
+		       struct bd_error *err)
+{
+	memset(command, 0, sizeof(*command));
+	command->options.uid = getuid();
+	command->options.gid = getgid();
+	command->options.readahead = BDFS_READAHEAD;
+	command->options.sandbox = true;
+	return parse(command, argc, argv, err);
+}
+
+static bool same_path(const char *a, const char *b)
+{
+	char *x, *y;
+	bool same;
+
+	if (!strcmp(a, b))
+		return true;
+	x = realpath(a, NULL);
+	y = realpath(b, NULL);
+	same = x && y && !strcmp(x, y);
+	free(x);
+	free(y);
+	return same;
+}
+
+/* A list or a string that is not given is as it was. */
+static bool same_paths(char *const *wanted, size_t wanted_count, char *const *now, size_t count)
+{
+	for (size_t i = 0; i < wanted_count; i++)
+		if (i >= count || !same_path(wanted[i], now[i]))
+			return false;
+	return !wanted_count || wanted_count == count;
+}
+
+static bool same_text(const char *wanted, const char *now)
+{
+	return !wanted || (now && same_path(wanted, now));
+}
+
+int bdfs_options_check_remount(const struct bdfs_command *running, const char *source, int argc,
+			       char *const *argv, struct bd_error *err)
+{
+	const struct bdfs_options *now = &running->options;
+	struct bdfs_command command = *running;
+	struct bdfs_options *o = &command.options;
+	int r;
+
+	/* What is not given is as it was; lists and strings are then empty. */
+	o->bases = o->deltas = NULL;
+	o->base_count = o->delta_count = 0;
+	o->source = o->mountpoint = o->setuid = o->log = o->kernel = o->namespace = NULL;
+	r = parse(&command, argc, argv, err);
+	if (r == 0) {
+		/* mount(8) gives what it shows as the source, which need not be the first base. */
+		const bool by_name = !strcmp(o->source, source) || !strcmp(o->source, "none");
+		const size_t first = by_name && strcmp(o->source, "none") && now->base_count;
+		const struct { const char *name; bool same; } parts[] = {
+			{ "the source", by_name || same_path(o->source, source) },
+			{ "base=", same_paths(o->bases + first, o->base_count - first,
+					      now->bases + first, now->base_count - first) },
+			{ "deltas=", same_paths(o->deltas, o->delta_count, now->deltas,
+						now->delta_count) },
+			{ "layout=", o->layout == now->layout },
+			{ "show_base", o->show_base == now->show_base },
+			{ "blocks=", o->stored_blocks == now->stored_blocks },
+			{ "uid=", o->uid == now->uid },
+			{ "gid=", o->gid == now->gid },
+			{ "umask=, fmask= or dmask=", o->file_mask == now->file_mask &&
+			  o->directory_mask == now->directory_mask },
+			{ "threads=", o->threads == now->threads },
+			{ "readahead=", o->readahead == now->readahead },
+			{ "allow_other", o->allow_other == now->allow_other },
+			{ "auto_unmount", o->auto_unmount == now->auto_unmount },
+			{ "drop_privileges", o->drop_privileges == now->drop_privileges },
+			{ "setuid=", same_text(o->setuid, now->setuid) },
+			{ "sandbox", o->sandbox == now->sandbox },
+			{ "log=", same_text(o->log, now->log) },
+			{ "context=", !o->kernel || (now->kernel && !strcmp(o->kernel, now->kernel)) },
+		};
+
+		for (size_t i = 0; i < sizeof(parts) / sizeof(*parts) && r == 0; i++)
+			if (!parts[i].same)
+				r = bd_error_set(err, -EINVAL, "%s cannot be changed by remounting: "
+						 "unmount %s and mount it again", parts[i].name,
+						 o->mountpoint);
+	}
+	bdfs_options_clear(&command);
+	return r;
+}
+
+static void free_list(char **list, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		free(list[i]);
+	free(list);
+}
+
 void bdfs_options_clear(struct bdfs_command *command)
 {
 	struct bdfs_options *o = &command->options;
 
-	for (size_t i = 0; i < o->delta_count; i++)
-		free(o->deltas[i]);
-	free(o->deltas);
+	free_list(o->bases, o->base_count);
+	free_list(o->deltas, o->delta_count);
 	free(o->source);
-	free(o->base);
 	free(o->mountpoint);
+	free(o->setuid);
 	free(o->log);
 	free(o->kernel);
 	free(o->namespace);

@@ -4,7 +4,7 @@
  *
  * as mount(8) calls its helpers and people type it. Commas inside a value are written `\,` or the
  * value is put in double quotes; a colon inside a path of deltas= is written `\:`, a backslash `\\`.
- * -f stays in the foreground, as in all programs of libfuse (mount(8) itself would mean "fake"). */
+ * -f stays in the foreground, as in all programs of libfuse; but from mount(8) it means "fake". */
 #ifndef BDFS_OPTIONS_H
 #define BDFS_OPTIONS_H
 
@@ -24,6 +24,9 @@ struct bdfs_command {
  * Errors: -EINVAL with what is wrong with the command line; -ENOMEM. */
 int bdfs_options_parse(struct bdfs_command *command, int argc, char *const *argv,
 		       struct bd_error *err);
+/* ARGV asks for a remount. -EINVAL where it wants something other than RUNNING, which shows SOURCE. */
+int bdfs_options_check_remount(const struct bdfs_command *running, const char *source, int argc,
+			       char *const *argv, struct bd_error *err);
 void bdfs_options_clear(struct bdfs_command *command);
 
 #endif

@@ -7,8 +7,8 @@
 #include "mount.h"
 
 static const struct command *const commands[] = {
-	&command_import, &command_mount, &command_umount, &command_info, &command_verify,
-	&command_export,
+	&command_import, &command_mount, &command_umount, &command_status, &command_df,
+	&command_info, &command_verify, &command_export, &command_doctor,
 };
 
 #define COMMANDS (sizeof(commands) / sizeof(*commands))

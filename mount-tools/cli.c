@@ -6,10 +6,12 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "summary.h"
+#include "utf8.h"
 
 #define BAR 30 /* characters */
 #define MAX_OPTIONS 16
@@ -218,6 +220,25 @@ char *format_bytes(uint64_t bytes, char buf[32])
 		snprintf(buf, 32, "%.*f %cB", value < 9.995 ? 2 : value < 99.95 ? 1 : 0, value,
 			 units[unit]);
 	return buf;
+}
+
+void print_plain(const char *text)
+{
+	size_t left = strlen(text);
+	uint32_t code;
+
+	while (left > 0) {
+		unsigned n = bd_utf8_decode(text, left, &code);
+
+		if (n == 0 || !bd_utf8_is_plain(text, n)) {
+			putchar('?');
+			n = n ? n : 1;
+		} else {
+			fwrite(text, 1, n, stdout);
+		}
+		text += n;
+		left -= n;
+	}
 }
 
 /* What tensors or files of one kind take. */

@@ -21,7 +21,7 @@ struct command {
 };
 
 extern const struct command command_import, command_export, command_info, command_verify,
-	command_mount, command_umount;
+	command_mount, command_umount, command_status, command_df, command_doctor;
 
 /* "bitdelta NAME: SENTENCE" on stderr, and the exit status that suits the code. */
 int command_fail(const struct command *command, const struct bd_error *err);
@@ -61,6 +61,9 @@ double progress_end(struct progress *p);
 
 /* "13.5 GB": decimal units into buf, which is returned. */
 char *format_bytes(uint64_t bytes, char buf[32]);
+/* Text that a stranger may have chosen, on stdout: control characters and what is not UTF-8 become '?',
+ * so that it can neither break lines nor steer a terminal. */
+void print_plain(const char *text);
 /* The table that import and info end with, and the same as members of a JSON object. */
 int print_summary(const struct bd_delta *delta, struct bd_error *err);
 int json_summary(struct json *j, cJSON *object, const struct bd_delta *delta, struct bd_error *err);

@@ -221,6 +221,7 @@ done
 run layering 60 tests/layering.sh
 run docs 60 tests/docs.sh build/release
 run golden 60 tests/golden.sh build/release
+run install 120 tests/install.sh build/release
 unit release
 unit asan
 unit tsan
@@ -232,4 +233,5 @@ for t in tests/faults/[0-9][0-9]-*.sh; do
 	BUILD=$root/build/release run "faults/$(basename "$t" .sh)" 600 bash "$t"
 done
 run loaders 600 tests/loaders/run.sh build/release
+run deb 600 tests/deb.sh
 finish

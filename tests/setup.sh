@@ -1,8 +1,8 @@
 #!/bin/sh
-# setup.sh LEVEL: install what building (build), the demo (demo) or all tests (test) need.
+# setup.sh LEVEL: install what building (build), packaging (deb), the demo (demo) or all tests (test) need.
 #
 # Debian 12 or newer and Ubuntu 24.04 or newer, as root or with sudo. Asks apt and pip only for what
-# is missing and takes about a second when nothing is. Each level holds those before it.
+# is missing and takes about a second when nothing is. Each level holds build, and test holds all.
 # Python packages go to build/venv/, never to the system.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,8 +12,8 @@ fail() { echo "setup: $*" >&2; exit 1; }
 
 level=${1:-}
 case $level in
-build | demo | test) ;;
-*) fail "usage: tests/setup.sh build | demo | test" ;;
+build | deb | demo | test) ;;
+*) fail "usage: tests/setup.sh build | deb | demo | test" ;;
 esac
 
 as_root=
@@ -22,9 +22,10 @@ as_root=
 # --- Debian packages ---
 
 packages="gcc make pkg-config libc6-dev libfuse3-dev fuse3 libcjson-dev libxxhash-dev zlib1g-dev"
-[ "$level" = build ] || packages="$packages python3 python3-venv"
+case $level in deb | test) packages="$packages build-essential debhelper" ;; esac
+case $level in demo | test) packages="$packages python3 python3-venv" ;; esac
 [ "$level" != test ] || packages="$packages libcmocka-dev python3-torch python3-numpy \
-	util-linux procps strace man-db"
+	util-linux procps strace man-db lintian debootstrap"
 
 installed() {
 	[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
@@ -70,7 +71,7 @@ else
 		"from here, and these are missing:$lacking. On Debian they are called: $packages"
 fi
 
-[ "$level" != build ] || exit 0
+case $level in build | deb) exit 0 ;; esac
 
 # --- FUSE ---
 

@@ -3,8 +3,8 @@
  *
  * What opens and fits is read in two ways, which must agree, and now and then verified; what verifies
  * must be readable. The mutator changes the manifest and the stored tensors and then makes sizes,
- * offsets, hash and compression right again, so that changes get past the first checks. The file
- * must have a name (bd_file_check refuses a file without links), so it lies in /dev/shm or /tmp. */
+ * offsets, hash and compression right again, so that changes get past the first checks. Deltas are
+ * opened by name, so the file lies in /dev/shm or /tmp. */
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdint.h>

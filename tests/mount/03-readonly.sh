@@ -38,10 +38,21 @@ check "contents are untouched" diff -r "$W/truth/kjv" "$M/kjv"
 check "cp -a" cp -a "$M/kjv" "$W/copy"
 check "cp -a copies contents" diff -r "$W/truth/kjv" "$W/copy"
 same "cp -a copies times" "$(stat -c %y "$M/kjv/config.json")" "$(stat -c %y "$W/copy/config.json")"
-same "there are no extended attributes" "[]" \
-	"$(python3 -c 'import os, sys
-try: print(os.listxattr(sys.argv[1]))
-except OSError as e: print("[]" if e.errno == 95 else e)' "$M/kjv/config.json")"
+# attributes FILE: as JSON
+attributes() {
+	python3 -c 'import json, os, sys
+print(json.dumps({n: os.getxattr(sys.argv[1], n).decode() for n in sorted(os.listxattr(sys.argv[1]))}))' "$1"
+}
+same "attributes of a file of tensors" "base $W/deltas/kjv.bdelta raw,sign" "$(attributes "$M/kjv/model.safetensors" |
+	python3 -c 'import json, sys; a = json.load(sys.stdin); p = "user.bitdelta."
+assert float(a[p + "ratio"]) > 2, a
+print(a[p + "base"], a[p + "delta"], ",".join(sorted(a[p + "encoding"].split(","))))')"
+same "attributes of another file" "user.bitdelta.base user.bitdelta.delta user.bitdelta.ratio" \
+	"$(attributes "$M/kjv/config.json" | python3 -c 'import json, sys; print(*json.load(sys.stdin))')"
+same "the root has none" "{}" "$(attributes "$M")"
+same "cp -a copies attributes that the target can hold, or none" \
+	"$(attributes "$W/copy/config.json")" \
+	"$([ "$(attributes "$W/copy/config.json")" = "{}" ] && echo "{}" || attributes "$M/kjv/config.json")"
 check "flock" flock -n "$M/kjv/config.json" true
 check "umount" unmount "$M"
 

@@ -111,7 +111,7 @@ refuses "verify -q prints failures" 1 'cut.bdelta' "$BITDELTA" verify -q cut.bde
 # --- usage ---
 
 for option in -h --help; do
-	for command in "" import mount umount info verify export; do
+	for command in "" import mount umount info verify export status df doctor; do
 		[ "$command $option" != "mount -h" ] || continue # mount.bitdelta(8) has --help only
 		check "bitdelta $command $option" grep -qi '^usage: bitdelta' \
 			<("$BITDELTA" $command $option 2>&1)
@@ -126,14 +126,16 @@ check "bitdelta mount --version" grep -q '^bitdelta mount [0-9]' <("$BITDELTA" m
 check "help in a cluster" grep -q '^Usage: bitdelta verify' <("$BITDELTA" verify -qh)
 refuses "no command" 2 'Usage: bitdelta' "$BITDELTA"
 refuses "unknown command" 2 "no command 'frobnicate'" "$BITDELTA" frobnicate
-for command in import info verify export umount; do
+for command in import info verify export umount status df doctor; do
 	refuses "$command: unknown option" 2 "^bitdelta $command: unknown option: '--fancy' \(see" \
 		"$BITDELTA" $command --fancy x
 	refuses "$command: unknown letter" 2 "unknown option: '-z'" "$BITDELTA" $command -z x
 	refuses "$command: unknown letter in a cluster" 2 "unknown option: '-z'" \
 		"$BITDELTA" $command -zq x
-	refuses "$command: nothing to do" 2 'needed|missing' "$BITDELTA" $command
 	refuses "$command: --help with a value" 2 '--help takes no value' "$BITDELTA" $command --help=x
+done
+for command in import info verify export umount; do
+	refuses "$command: nothing to do" 2 'needed|missing' "$BITDELTA" $command
 done
 for command in import verify export; do
 	refuses "$command: option without its value" 2 '--base needs a value' "$BITDELTA" $command --base
@@ -149,6 +151,7 @@ refuses "import: wrong number of threads" 2 "--threads needs .* not '1.5'" "$BIT
 check "the last value decides" "$BITDELTA" import -q --scale x --scale row --base /nope --base "$B" \
 	"$F" -o last.bdelta
 refuses "import: two fine-tunes" 2 '2 given' "$BITDELTA" import --base "$B" "$F" "$F"
+refuses "doctor: arguments" 2 'no arguments' "$BITDELTA" doctor x
 refuses "info goes on with the next file, and fails" 1 '/nope' "$BITDELTA" info /nope kjv.bdelta
 same "info goes on with the next file" kjv.bdelta \
 	"$("$BITDELTA" info /nope kjv.bdelta 2>/dev/null | head -n 1)"
@@ -168,7 +171,7 @@ check "not its target" cmp q.bdelta kjv.bdelta
 # --- streams ---
 
 for arguments in --help --version "info kjv.bdelta" "info --json kjv.bdelta" "verify --json kjv.bdelta" \
-	"mount --help"; do
+	"mount --help" "df kjv.bdelta" "df --json kjv.bdelta" doctor "doctor --json"; do
 	text=$("$BITDELTA" $arguments 2>&1 >/dev/full)
 	same "full standard output: $arguments" \
 		"1 bitdelta: cannot write to standard output: No space left on device" "$? $text"

@@ -9,6 +9,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 BUILD=$(realpath "${BUILD:-$here/../../build/release}")
 DATA=$(realpath "$here/../data/nano-llama2")
 MOUNT=$BUILD/mount.bitdelta
+SLOW= # with a sanitizer, where a program takes some ten times as long
+case $BUILD in */asan | */tsan) SLOW=yes ;; esac
 failed=0
 W=$(mktemp -d) || exit 1
 W=$(realpath "$W")
@@ -100,12 +102,32 @@ models() {
 	done
 }
 
-# daemon_of MOUNTPOINT: process id of the daemon that was started with this argument
+# tunes NAME: the generated base $W/models/NAME/base and its fine-tunes a, b and c, imported as such
+tunes() {
+	local name
+	must python3 "$here/make_models.py" "$W/models" "$1"
+	for name in a b c; do
+		import "$W/models/$1/base" "$W/models/$1/$name" "$name"
+	done
+}
+
+# stat_of MOUNTPOINT EXPRESSION: of Python, where s is what .bitdelta/stats.json says
+stat_of() {
+	python3 -c 'import json, sys
+s = json.load(open(sys.argv[1] + "/.bitdelta/stats.json"))
+print(eval(sys.argv[2]))' "$1" "$2"
+}
+open_files() { stat_of "$1" 'sum(m["open_files"] for m in s["models"])'; }
+descriptors() { ls "/proc/$1/fd" | wc -l; }
+memory() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; } # KiB
+
+# daemon_of MOUNTPOINT: process id of the daemon that was started with this argument (not its parent)
 daemon_of() {
 	local p exe
 	exe=$(realpath "$MOUNT")
 	for p in /proc/[0-9]*; do
 		[[ $(readlink "$p/exe" 2>/dev/null) == "$exe"* ]] && # "... (deleted)" after a new build
+			[ "$(cat "$p/comm" 2>/dev/null)" != bitdelta-parent ] &&
 			tr '\0' '\n' 2>/dev/null <"$p/cmdline" | grep -qxF -- "$1" &&
 			echo "${p#/proc/}" && return
 	done

@@ -1,11 +1,13 @@
 """make_models.py OUT [NAME...]: write pairs of small checkpoints for the mount tests.
 
-OUT/NAME/{base,fine}/ for each of
+OUT/NAME/{base,fine}/ for each of these (the last two have a, b and c in place of fine)
 
     odd       BF16, F16 and F32, odd numbers of columns, scalars, empty tensors, a padded header
     sharded   some 12 MB; two shards in the base, three in the fine-tune, other order of tensors
     vocab     rows added to one table and taken from another, a new tensor, another dtype
     files     other files: an empty one, a large one, names with spaces and other scripts
+    tunes     one small base and the fine-tunes a, b and c of it, alike in everything but the weights
+    library   the same with some 5 MB, and another number of shards in each
 
 Only the standard library; deterministic. Weights are random bytes whose exponents are held in a
 small range, so that they are ordinary numbers.
@@ -141,8 +143,24 @@ def make_files(out):
         "\u043b\u0438\u0446\u0435\u043d\u0437\u0438\u044f.txt": b"text\n", "random.json": dice.randbytes(70000)})
 
 
+def make_tunes(out, width=48, layers=3, shards=(2, 2, 2)):
+    base = {"embed.weight": weight("BF16", 5 * width, width)}
+    for i in range(layers):
+        for name, shape in (("q", (width, width)), ("up", (3 * width - 1, width)), ("norm", (width,))):
+            base[f"layers.{i}.{name}.weight"] = weight("BF16", *shape)
+    save(os.path.join(out, "base"), base, shards=2)
+    for name, count in zip("abc", shards):
+        fine = {n: base[n] if n == "layers.1.q.weight" else tuned(t) for n, t in base.items()}
+        save(os.path.join(out, name), fine, shards=count, files={"name.txt": name.encode() * 999})
+
+
+def make_library(out):
+    make_tunes(out, 320, 6, (1, 2, 3))
+
+
 def main():
-    makers = {"odd": make_odd, "sharded": make_sharded, "vocab": make_vocab, "files": make_files}
+    makers = {"odd": make_odd, "sharded": make_sharded, "vocab": make_vocab, "files": make_files,
+              "tunes": make_tunes, "library": make_library}
     for name in sys.argv[2:] or makers:
         makers[name](os.path.join(sys.argv[1], name))
 

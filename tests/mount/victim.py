@@ -1,26 +1,27 @@
-"""victim.py WAY MOUNTED TRUTH READY: read a file of the mount until its inputs are damaged.
+"""victim.py WAY EXPECTED MOUNTED TRUTH READY HARMED: read a file of the mount while its inputs are harmed.
 
-Reads at random, compares with TRUTH, creates the file READY after some good reads, and goes on until the
-first error, which must come within a minute. WAY is
+Reads at random, compares with TRUTH, creates the file READY after some good reads, and goes on. WAY is
 
     direct    pread with O_DIRECT: every read reaches the daemon
     cached    pread through the page cache, which is emptied now and then
     mmap      faults in a mapping, where an error is SIGBUS
     open      a new open and a whole read each time
 
-Prints what happened. Exit status 0: right bytes and then EIO; 1: wrong bytes or another error;
+EXPECTED is `same` where all bytes must stay right, also of some reads after the file HARMED is there; `error`
+where reading must give EIO within a minute, and right bytes until then; `gone` where the file may also
+be no longer there. Prints what happened. Exit status 0: as expected; 1: wrong bytes or another error;
 2: no error came.
 """
 import errno, mmap, os, random, signal, sys, time
 
-way, mounted, truth, ready = sys.argv[1:]
+way, expected, mounted, truth, ready, harmed = sys.argv[1:]
 if way == "mmap":
     child = os.fork()
     if child:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status == -signal.SIGBUS:
             print("right bytes, then SIGBUS")
-            status = 0
+            status = 0 if expected != "same" else 1
         sys.exit(abs(status))
 want = open(truth, "rb").read()
 size, page = len(want), mmap.PAGESIZE
@@ -69,15 +70,21 @@ def one(i):
                 wrong("in the whole file")
 
 
-end, i = time.monotonic() + 60, 0
+end, i, after = time.monotonic() + 60, 0, 0
 while time.monotonic() < end:
     try:
+        is_harmed = os.path.exists(harmed)
         one(i)
+        after += is_harmed
     except OSError as e:
         print(f"{i} right reads, then {errno.errorcode[e.errno]}", flush=True)
-        sys.exit(e.errno != errno.EIO)
+        fine = {"same": (), "error": (errno.EIO,), "gone": (errno.EIO, errno.ENOENT)}[expected]
+        sys.exit(e.errno not in fine)
     i += 1
     if i == 25:
         open(ready, "w").close()
-print(f"{i} right reads and no error", flush=True)
+    if expected == "same" and after == 40:
+        print(f"{i} right reads", flush=True)
+        sys.exit(0)
+print(f"{i} right reads, {after} of them after the harm, and no error", flush=True)
 sys.exit(2)

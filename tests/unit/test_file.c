@@ -7,6 +7,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -145,54 +148,183 @@ static void settle(const char *path)
 		 after.st_ctim.tv_nsec == before.st_ctim.tv_nsec);
 }
 
-enum change { GROW, SHRINK, OVERWRITE, OVERWRITE_SAME_MTIME, CHMOD, RENAME, REPLACE, UNLINK, CHANGES };
+enum change {
+	GROW, SHRINK, OVERWRITE, OVERWRITE_SAME_MTIME, RENAME, TOUCH, WRITE_AND_CHMOD, /* errors */
+	CHMOD, CHOWN, LINK, UNLINK, REPLACE, CHANGES
+};
+
+static void apply(enum change change, char *dir, char *path)
+{
+	struct timespec past[2] = { { .tv_sec = 1000000 }, { .tv_sec = 1000000 } };
+	int fd = open(path, O_WRONLY);
+
+	assert_true(fd >= 0);
+	switch (change) {
+	case GROW: assert_int_equal(pwrite(fd, "x", 1, 10), 1); break;
+	case SHRINK: assert_int_equal(ftruncate(fd, 4), 0); break;
+	case OVERWRITE: assert_int_equal(pwrite(fd, "x", 1, 0), 1); break;
+	case OVERWRITE_SAME_MTIME:
+		assert_int_equal(pwrite(fd, "x", 1, 0), 1);
+		assert_int_equal(futimens(fd, past), 0);
+		break;
+	case RENAME: assert_int_equal(rename(path, td_path(dir, "other")), 0); break;
+	case TOUCH: assert_int_equal(futimens(fd, past), 0); break;
+	case WRITE_AND_CHMOD:
+		assert_int_equal(pwrite(fd, "x", 1, 0), 1);
+		assert_int_equal(fchmod(fd, 0400), 0);
+		break;
+	case CHMOD: assert_int_equal(fchmod(fd, 0400), 0); break;
+	case CHOWN: assert_int_equal(fchown(fd, 1, 2), 0); break;
+	case LINK: assert_int_equal(link(path, td_path(dir, "link")), 0); break;
+	case UNLINK: assert_int_equal(unlink(path), 0); break;
+	case REPLACE:
+		assert_int_equal(rename(td_write(dir, "new", "0123456789", 10), path), 0);
+		break;
+	default: break;
+	}
+	close(fd);
+}
 
 static void detects_changes(void **state)
 {
 	static const char *const says[CHANGES] = {
 		[GROW] = "it had 10 bytes and has 11", [SHRINK] = "it had 10 bytes and has 4",
 		[OVERWRITE] = "modification time", [OVERWRITE_SAME_MTIME] = "status change time",
-		[CHMOD] = "status change time", [RENAME] = "status change time",
-		[REPLACE] = "deleted or replaced", [UNLINK] = "deleted or replaced",
+		[RENAME] = "status change time", [TOUCH] = "status change time",
+		[WRITE_AND_CHMOD] = "modification time",
 	};
 
 	(void)state;
-	for (enum change change = 0; change < CHANGES; change++) {
-		struct timespec past[2] = { { .tv_sec = 1000000 }, { .tv_sec = 1000000 } };
+	for (enum change change = 0; says[change]; change++) {
 		char *dir = td_dir(), *path = td_write(dir, "file", "0123456789", 10);
 		struct bd_file *f;
-		int fd;
 
 		settle(path);
 		f = opened(path);
 		assert_int_equal(bd_file_check(f, &err), 0);
-		fd = open(path, O_WRONLY);
-		assert_true(fd >= 0);
-		switch (change) {
-		case GROW: assert_int_equal(pwrite(fd, "x", 1, 10), 1); break;
-		case SHRINK: assert_int_equal(ftruncate(fd, 4), 0); break;
-		case OVERWRITE: assert_int_equal(pwrite(fd, "x", 1, 0), 1); break;
-		case OVERWRITE_SAME_MTIME:
-			assert_int_equal(pwrite(fd, "x", 1, 0), 1);
-			assert_int_equal(futimens(fd, past), 0);
-			break;
-		case CHMOD: assert_int_equal(fchmod(fd, 0400), 0); break;
-		case RENAME: assert_int_equal(rename(path, td_path(dir, "other")), 0); break;
-		case REPLACE:
-			assert_int_equal(rename(td_write(dir, "new", "0123456789", 10), path), 0);
-			break;
-		case UNLINK: assert_int_equal(unlink(path), 0); break;
-		default: break;
-		}
-		close(fd);
+		apply(change, dir, path);
 		memset(&err, 0, sizeof(err));
 		if (bd_file_check(f, &err) != -EIO || !strstr(err.text, says[change]) ||
 		    !strstr(err.text, path) || !strstr(err.text, "remount"))
 			fail_msg("change %d: %s", (int)change, err.text);
-		/* It stays so. */
+		/* It stays so, whatever comes. */
 		assert_int_equal(bd_file_check(f, NULL), -EIO);
 		bd_file_close(f);
 	}
+}
+
+/* What leaves the contents alone is accepted, again and again; writing afterwards is not. */
+static void accepts_changes(void **state)
+{
+	(void)state;
+	for (enum change change = CHMOD; change < CHANGES; change++) {
+		char *dir = td_dir(), *path = td_write(dir, "file", "0123456789", 10), buf[11] = "";
+		int fd = open(path, O_WRONLY);
+		struct bd_file *f;
+		struct stat before, after;
+
+		if (change == CHOWN && geteuid() != 0) {
+			close(fd);
+			continue;
+		}
+		settle(path);
+		f = opened(path);
+		assert_int_equal(fstat(f->fd, &before), 0);
+		apply(change, dir, path);
+		for (int i = 0; i < 2; i++)
+			if (bd_file_check(f, &err))
+				fail_msg("change %d: %s", (int)change, err.text);
+		assert_int_equal(fstat(f->fd, &after), 0);
+		assert_false(bd_file_same(&before, &after));
+		assert_true(bd_file_same(&before, &f->frozen));
+		assert_int_equal(bd_file_is_gone(f), change == UNLINK || change == REPLACE);
+		assert_int_equal(bd_file_read(f, buf, 10, 0, &err), 0);
+		assert_string_equal(buf, "0123456789");
+		settle(path = td_write(dir, "clock", "", 0));
+		assert_int_equal(fchmod(fd, 0604), 0);
+		assert_int_equal(bd_file_check(f, &err), 0);
+		settle(path);
+		assert_int_equal(fchmod(fd, 0604), 0); /* nothing that would explain a new ctime */
+		assert_int_equal(bd_file_check(f, &err), -EIO);
+		assert_non_null(strstr(err.text, "status change time"));
+		assert_int_equal(fchmod(fd, 0600), 0); /* too late */
+		assert_int_equal(bd_file_check(f, &err), -EIO);
+		assert_int_equal(pwrite(fd, "x", 1, 0), 1);
+		assert_int_equal(bd_file_check(f, &err), -EIO);
+		assert_non_null(strstr(err.text, "modification time"));
+		close(fd);
+		bd_file_close(f);
+	}
+}
+
+struct checker {
+	struct bd_file *file;
+	atomic_bool *stop;
+	unsigned long good, bad;
+};
+
+static void *check_always(void *argument)
+{
+	struct checker *c = argument;
+
+	while (!atomic_load(c->stop))
+		if (bd_file_check(c->file, NULL))
+			c->bad++;
+		else
+			c->good++;
+	return NULL;
+}
+
+/* Many threads check while mode and links change all the time. */
+static void checks_in_threads(void **state)
+{
+	enum { THREADS = 4, ROUNDS = 400 };
+	char *dir = td_dir(), *path = td_write(dir, "file", "0123456789", 10);
+	struct checker checkers[THREADS];
+	pthread_t threads[THREADS];
+	atomic_bool stop = false;
+	struct bd_file *f;
+
+	(void)state;
+	settle(path);
+	f = opened(path);
+	for (int i = 0; i < THREADS; i++) {
+		checkers[i] = (struct checker){ f, &stop, 0, 0 };
+		assert_int_equal(pthread_create(&threads[i], NULL, check_always, &checkers[i]), 0);
+	}
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		/* Another mode each time, or a change would go back before anybody looked. */
+		assert_int_equal(chmod(path, 0400 | (i & 0377)), 0);
+		sched_yield();
+	}
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(bd_file_check(f, &err), 0);
+	atomic_store(&stop, true);
+	for (int i = 0; i < THREADS; i++) {
+		pthread_join(threads[i], NULL);
+		assert_int_equal(checkers[i].bad, 0);
+	}
+	bd_file_close(f);
+}
+
+/* Relative to a directory; the path is only for messages. */
+static void opens_at(void **state)
+{
+	char *dir = td_dir();
+	int fd = open(dir, O_RDONLY | O_DIRECTORY);
+	struct bd_file *f;
+
+	(void)state;
+	td_write(dir, "file", "0123456789", 10);
+	assert_int_equal(bd_file_open_at(&f, fd, "file", "some/name", &err), 0);
+	assert_string_equal(f->path, "some/name");
+	assert_int_equal(f->size, 10);
+	bd_file_close(f);
+	assert_int_equal(bd_file_open_at(&f, fd, "none", "some/name", &err), -ENOENT);
+	assert_non_null(strstr(err.text, "some/name: cannot be opened"));
+	assert_int_equal(bd_file_open_at(&f, AT_FDCWD, td_path(dir, "file"), "x", &err), 0);
+	bd_file_close(f);
+	close(fd);
 }
 
 static void slurps(void **state)
@@ -224,6 +356,9 @@ int main(void)
 		cmocka_unit_test(reads),
 		cmocka_unit_test(reads_sparse),
 		cmocka_unit_test(detects_changes),
+		cmocka_unit_test(accepts_changes),
+		cmocka_unit_test(checks_in_threads),
+		cmocka_unit_test(opens_at),
 		cmocka_unit_test(slurps),
 	};
 

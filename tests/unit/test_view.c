@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "testdata.h"
 #include "testdelta.h"
 #include "view.h"
@@ -27,6 +28,9 @@ static struct bd_view *opened(const struct ts_model *m)
 	struct bd_delta *delta;
 	struct bd_view *view;
 
+	/* cmocka puts a handler of its own in place for each test. */
+	if (bd_guard_installed())
+		assert_int_equal(bd_guard_install(), 0);
 	if (bd_base_open(&base, m->base_path, &err) || bd_delta_open(&delta, m->delta_path, &err) ||
 	    bd_view_open(&view, delta, base, &err))
 		fail_msg("%s", err.text);
@@ -207,12 +211,12 @@ static void every_arithmetic(void **state)
 	closed(v);
 }
 
-/* What a view cuts into pieces: wide rows (more than 32768 columns), long columns, large reads. */
+/* What a view cuts into pieces: wide rows (more than 131072 columns), long columns, large reads. */
 static void large(void **state)
 {
 	struct ts_tensor t[] = {
-		SIGN("wide", BD_BF16, 3, 32769), SIGN("widest", BD_F16, 2, 100003),
-		SIGN("just", BD_F32, 5, 32768), SIGN("vector", BD_F32, 140001),
+		SIGN("wide", BD_BF16, 3, 131073), SIGN("widest", BD_F16, 2, 300003),
+		SIGN("just", BD_F32, 3, 131072), SIGN("some", BD_BF16, 9, 32769), SIGN("vector", BD_F32, 140001),
 		SIGN("column", BD_BF16, 140000, 1), SIGN("narrow", BD_F16, 40000, 3),
 		{ .name = "two", .dtype = BD_F16, .dims = 2, .shape = { 2, 70001 }, .kind = TS_SIGN,
 		  .planes = 3, .other_base_dtype = true, .base_dtype = BD_F32 },
@@ -350,7 +354,7 @@ static void put(const char *path, uint64_t offset, const void *data, size_t size
 	close(fd);
 }
 
-enum change { TRUNCATE, EMPTY, GROW, OVERWRITE, DELETE, REPLACE, CHANGES };
+enum change { TRUNCATE, EMPTY, GROW, OVERWRITE, DELETE, REPLACE, CHMOD, CHANGES };
 
 static void apply(enum change change, const char *path)
 {
@@ -361,11 +365,13 @@ static void apply(enum change change, const char *path)
 	case OVERWRITE: put(path, 5000, "other", 5); break;
 	case DELETE: assert_int_equal(unlink(path), 0); break;
 	case REPLACE: assert_int_equal(rename(td_write(td_dir(), "x", "other", 5), path), 0); break;
+	case CHMOD: assert_int_equal(chmod(path, 0400), 0); break;
 	default: break;
 	}
 }
 
-/* Base or delta changes under the view: errors, and never other bytes. */
+/* Base or delta changes under the view: errors, and never other bytes. A file that was deleted or
+ * replaced keeps its bytes, and a mode is no contents. */
 static void changes_underneath(void **state)
 {
 	enum { THREADS = 4 };
@@ -408,12 +414,12 @@ static void changes_underneath(void **state)
 					fail_msg("%s changed (%d): %s", which ? "delta" : "base", (int)change,
 						 readers[i].wrong);
 			}
-			/* From now on nothing of the tensors that come from it can be read. */
+			/* From now on nothing of the tensors that come from it can be read, or all. */
 			while (m.files[file].text)
 				file++;
 			for (size_t i = 0; i < v->delta->files[file].st->count; i++) {
 				const struct bd_entry *entry = &v->delta->files[file].entries[i];
-				bool needed = which || entry->encoding != BD_RAW;
+				bool needed = change < DELETE && (which || entry->encoding != BD_RAW);
 				ssize_t n = bd_view_read(v, file, buf, sizeof(buf), entry->tensor->offset,
 							 scratch, &e);
 
@@ -461,6 +467,111 @@ static void bad_scales(void **state)
 			bd_scratch_free(scratch);
 			closed(v);
 		}
+}
+
+/* What a read needed of base and delta, without more than it must. */
+static void counts(void **state)
+{
+	enum { ROWS = 512, COLS = 3000 };
+	struct ts_tensor t[] = {
+		SIGN("one", BD_BF16, ROWS, COLS), SIGN("other", BD_BF16, 2, 300003),
+		{ .name = "same", .dtype = BD_F32, .dims = 1, .shape = { 1000 }, .kind = TS_SAME },
+		{ .name = "raw", .dtype = BD_F32, .dims = 1, .shape = { 1000 }, .kind = TS_RAW },
+	};
+	struct ts_model m = { .tensors = t, .count = 4 };
+	struct bd_scratch *scratch = bd_scratch_new();
+	uint64_t base, delta, bases = 0, deltas = 0, offset, size;
+	char *buf = malloc(1 << 20);
+	struct bd_view *v;
+
+	(void)state;
+	ts_build(&m, td_dir());
+	v = opened(&m);
+	bd_scratch_take_counts(scratch, &base, &delta);
+	assert_true(base == 0 && delta == 0);
+	for (size_t i = 0; i < 4; i++) {
+		const struct bd_entry *e = &v->delta->files[0].entries[i];
+		size_t requests[] = { 4096, 65536, 1 << 20 };
+
+		offset = e->tensor->offset;
+		size = e->tensor->size;
+		if (e->encoding != BD_SIGN) {
+			assert_int_equal(bd_view_read(v, 0, buf, size, offset, scratch, &err), size);
+			bd_scratch_take_counts(scratch, &base, &delta);
+			assert_int_equal(base, e->encoding == BD_SAME ? size : 0);
+			assert_int_equal(delta, e->encoding == BD_RAW ? size : 0);
+			continue;
+		}
+		for (size_t r = 0; r < sizeof(requests) / sizeof(*requests); r++) {
+			uint64_t needed = e->rows * e->cols / 8 + 4 * (e->rows + e->cols);
+
+			bases = deltas = 0;
+			for (uint64_t at = 0; at < size; at += requests[r]) {
+				assert_true(bd_view_read(v, 0, buf, requests[r], offset + at, scratch, &err) > 0);
+				bd_scratch_take_counts(scratch, &base, &delta);
+				bases += base;
+				deltas += delta;
+			}
+			/* The last request may reach into the next tensor. */
+			assert_true(bases >= size && bases <= size + requests[r]);
+			if (e->cols == COLS && (double)deltas > 1.1 * (double)needed + (double)requests[r])
+				fail_msg("%llu bytes of delta instead of %llu", (unsigned long long)deltas,
+					 (unsigned long long)needed);
+		}
+	}
+	/* One request of 4 KiB in a wide row does not read all of its scales. */
+	offset = v->delta->files[0].entries[1].tensor->offset;
+	bd_scratch_free(scratch);
+	scratch = bd_scratch_new();
+	assert_int_equal(bd_view_read(v, 0, buf, 4096, offset, scratch, &err), 4096);
+	bd_scratch_take_counts(scratch, &base, &delta);
+	assert_int_equal(base, 4096);
+	assert_true(delta <= 4 * 2048 + 2 * 4 * 512 + 257 + 4);
+	bd_scratch_free(scratch);
+	free(buf);
+	closed(v);
+}
+
+/* Column scales are remembered from call to call, but never for another tensor or view. */
+static void remembers_columns(void **state)
+{
+	struct ts_tensor t[] = {
+		{ .name = "a", .dtype = BD_BF16, .dims = 2, .shape = { 9, 1300 }, .kind = TS_SIGN, .planes = 3 },
+		{ .name = "b", .dtype = BD_BF16, .dims = 2, .shape = { 9, 1300 }, .kind = TS_SIGN },
+		{ .name = "c", .dtype = BD_F32, .dims = 2, .shape = { 2, 140000 }, .kind = TS_SIGN, .planes = 8 },
+		{ .name = "d", .dtype = BD_BF16, .dims = 2, .shape = { 9, 1300 }, .kind = TS_SIGN, .planes = 2 },
+	};
+	struct ts_tensor u[4];
+	struct ts_model m = { .tensors = t, .count = 4 }, n = { .tensors = u, .count = 4 };
+	struct bd_scratch *scratch = bd_scratch_new();
+	uint64_t seed = 5;
+
+	(void)state;
+	memcpy(u, t, sizeof(t));
+	for (int i = 0; i < 4; i++) {
+		u[i].name = td_format("other%d", i); /* other scales */
+		u[i].planes = (unsigned)i + 1;
+	}
+	ts_build(&m, td_dir());
+	ts_build(&n, td_dir());
+	for (int again = 0; again < 3; again++) {
+		/* The second view may well lie where the first one was. */
+		const struct ts_model *models[] = { &m, &n };
+
+		for (int k = 0; k < 2; k++) {
+			struct bd_view *v = opened(models[k]);
+
+			for (unsigned i = 0; i < 300 / td_slowness() + 20; i++) {
+				const struct bd_tensor *x =
+					v->delta->files[0].entries[ts_random(&seed) % 4].tensor;
+
+				compare(v, models[k], 0, x->offset + ts_random(&seed) % x->size,
+					(size_t)(ts_random(&seed) % 5000), scratch);
+			}
+			closed(v);
+		}
+	}
+	bd_scratch_free(scratch);
 }
 
 /* Other files: inflated once while anybody uses them; damage is an error for each who asks. */
@@ -526,6 +637,19 @@ static void wrong_base(void **state)
 	bd_scratch_free(NULL);
 }
 
+/* From here on with maps, which a process cannot give up again. */
+static void install_guard(void **state)
+{
+	(void)state;
+	assert_false(bd_guard_installed());
+	assert_int_equal(setenv("BITDELTA_MAP", "0", 1), 0);
+	assert_int_equal(bd_guard_install(), 0);
+	assert_false(bd_guard_installed());
+	assert_int_equal(unsetenv("BITDELTA_MAP"), 0);
+	assert_int_equal(bd_guard_install(), 0);
+	assert_true(bd_guard_installed());
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -535,8 +659,18 @@ int main(void)
 		cmocka_unit_test(many_threads),
 		cmocka_unit_test(changes_underneath),
 		cmocka_unit_test(bad_scales),
+		cmocka_unit_test(counts),
+		cmocka_unit_test(remembers_columns),
 		cmocka_unit_test(other_files),
 		cmocka_unit_test(wrong_base),
+		cmocka_unit_test(install_guard),
+		{ "every_encoding_mapped", every_encoding, NULL, NULL, NULL },
+		{ "large_mapped", large, NULL, NULL, NULL },
+		{ "many_threads_mapped", many_threads, NULL, NULL, NULL },
+		{ "changes_underneath_mapped", changes_underneath, NULL, NULL, NULL },
+		{ "bad_scales_mapped", bad_scales, NULL, NULL, NULL },
+		{ "counts_mapped", counts, NULL, NULL, NULL },
+		{ "remembers_columns_mapped", remembers_columns, NULL, NULL, NULL },
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,335 @@
+/* sandbox.c: fewer rights for the daemon, see sandbox.h. */
+#include "sandbox.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <pwd.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hub.h"
+
+/* --- what may be read --- */
+
+static int add(struct bdfs_sandbox *s, int fd)
+{
+	int *fds = reallocarray(s->fds, s->count + 1, sizeof(*fds));
+
+	if (!fds) {
+		close(fd);
+		return -ENOMEM;
+	}
+	s->fds = fds;
+	fds[s->count++] = fd;
+	return 0;
+}
+
+/* Is it one of the directories that are noted? */
+static bool is_noted(const struct bdfs_sandbox *s, const struct stat *wanted)
+{
+	struct stat st;
+
+	for (size_t i = 0; i < s->count; i++)
+		if (fstat(s->fds[i], &st) == 0 && st.st_dev == wanted->st_dev &&
+		    st.st_ino == wanted->st_ino)
+			return true;
+	return false;
+}
+
+/* PATH is a directory. */
+static int allow(struct bdfs_sandbox *s, const char *path)
+{
+	int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0)
+		return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : 0;
+	if (fstat(fd, &st) < 0 || is_noted(s, &st)) {
+		close(fd);
+		return 0;
+	}
+	return add(s, fd);
+}
+
+/* The directory of the file that PATH means when all links are followed. */
+static int allow_target(struct bdfs_sandbox *s, const char *path)
+{
+	char *target = realpath(path, NULL), *slash;
+	int r = 0;
+
+	if (!target)
+		return errno == ENOMEM ? -errno : 0; /* a link that leads nowhere */
+	slash = strrchr(target, '/');
+	slash[slash == target] = '\0';
+	r = allow(s, target);
+	free(target);
+	return r;
+}
+
+/* A directory, and what the links in it lead to. */
+static int allow_with_links(struct bdfs_sandbox *s, const char *path)
+{
+	const struct dirent *entry;
+	struct stat st;
+	char *name;
+	DIR *dir;
+	int r = allow(s, path);
+
+	if (r < 0)
+		return r;
+	dir = opendir(path);
+	while (dir && r == 0 && (entry = readdir(dir))) {
+		if (entry->d_type != DT_LNK &&
+		    (entry->d_type != DT_UNKNOWN ||
+		     fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+		     !S_ISLNK(st.st_mode)))
+			continue;
+		if (asprintf(&name, "%s/%s", path, entry->d_name) < 0) {
+			r = -ENOMEM;
+			break;
+		}
+		r = allow_target(s, name);
+		free(name);
+	}
+	if (dir)
+		closedir(dir);
+	return r;
+}
+
+/* .../models--org--name/snapshots/COMMIT: the entry may get another commit, so all of it. */
+static int allow_base(struct bdfs_sandbox *s, const char *path)
+{
+	struct bd_hub_place place;
+	struct bd_error err = { 0 };
+	char *parent, *slash;
+	int r;
+
+	if (bd_hub_resolve(&place, path, &err) < 0)
+		return err.code == -ENOMEM ? -ENOMEM : 0;
+	r = allow_with_links(s, place.directory);
+	if (r == 0 && place.revision) {
+		parent = place.directory;
+		for (int i = 0; i < 2; i++) {
+			slash = strrchr(parent, '/');
+			if (slash && slash != parent)
+				*slash = '\0';
+		}
+		r = allow(s, parent);
+	}
+	bd_hub_place_free(&place);
+	return r;
+}
+
+static int allow_delta(struct bdfs_sandbox *s, const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	struct stat st;
+	char *parent;
+	int r;
+
+	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+		return allow_with_links(s, path);
+	r = allow_target(s, path);
+	if (r < 0)
+		return r;
+	/* Where the file is replaced, if it is a link to elsewhere. */
+	parent = !slash ? strdup(".") : strndup(path, slash == path ? 1 : (size_t)(slash - path));
+	r = parent ? allow(s, parent) : -ENOMEM;
+	free(parent);
+	return r;
+}
+
+int bdfs_sandbox_prepare(struct bdfs_sandbox *s, char *const *bases, size_t base_count,
+			 char *const *deltas, size_t delta_count, struct bd_error *err)
+{
+	int r = 0;
+
+	*s = (struct bdfs_sandbox){ 0 };
+	for (size_t i = 0; i < base_count && r == 0; i++)
+		r = allow_base(s, bases[i]);
+	for (size_t i = 0; i < delta_count && r == 0; i++)
+		r = allow_delta(s, deltas[i]);
+	if (r < 0)
+		return bd_error_set(err, r, "cannot note the directories for the sandbox: %s",
+				    strerror(-r));
+	return 0;
+}
+
+void bdfs_sandbox_clear(struct bdfs_sandbox *s)
+{
+	for (size_t i = 0; i < s->count; i++)
+		close(s->fds[i]);
+	free(s->fds);
+	*s = (struct bdfs_sandbox){ 0 };
+}
+
+/* --- Landlock, by system calls: it is younger than many C libraries and kernel headers --- */
+
+#define SYS_RULESET  444 /* the same numbers on all architectures */
+#define SYS_RULE     445
+#define SYS_RESTRICT 446
+#define VERSION_FLAG 1u
+#define RULE_PATH    1
+
+struct ruleset {
+	uint64_t fs, net, scoped; /* what is forbidden unless a rule allows it */
+};
+struct path_rule {
+	uint64_t allowed;
+	int32_t fd;
+} __attribute__((packed));
+
+#define READ_FILE (UINT64_C(1) << 2)
+#define READ_DIR  (UINT64_C(1) << 3)
+
+/* All that version ABI can forbid; a newer one forbids no more than what is known here. */
+static struct ruleset everything(int abi, size_t *size)
+{
+	struct ruleset all = { .fs = (UINT64_C(1) << 13) - 1 };
+
+	*size = sizeof(uint64_t);
+	if (abi >= 2)
+		all.fs |= UINT64_C(1) << 13; /* to link and rename across directories */
+	if (abi >= 3)
+		all.fs |= UINT64_C(1) << 14; /* to truncate */
+	if (abi >= 5)
+		all.fs |= UINT64_C(1) << 15; /* ioctl on devices opened later */
+	if (abi >= 4) {
+		all.net = 3; /* to bind and connect TCP */
+		*size = 2 * sizeof(uint64_t);
+	}
+	if (abi >= 6) {
+		all.scoped = 3; /* abstract sockets and signals of others */
+		*size = 3 * sizeof(uint64_t);
+	}
+	return all;
+}
+
+/* The version, or -errno. */
+static int landlock(const struct bdfs_sandbox *s)
+{
+	int abi = (int)syscall(SYS_RULESET, NULL, 0, VERSION_FLAG), ruleset, r = 0;
+	struct ruleset all;
+	size_t size;
+
+	if (abi < 0)
+		return -errno;
+	all = everything(abi, &size);
+	ruleset = (int)syscall(SYS_RULESET, &all, size, 0);
+	if (ruleset < 0)
+		return -errno;
+	for (size_t i = 0; i < s->count && r == 0; i++) {
+		const struct path_rule rule = { READ_FILE | READ_DIR, s->fds[i] };
+
+		if (syscall(SYS_RULE, ruleset, RULE_PATH, &rule, 0) < 0)
+			r = -errno;
+	}
+	if (r == 0 && syscall(SYS_RESTRICT, ruleset, 0) < 0)
+		r = -errno;
+	close(ruleset);
+	return r < 0 ? r : abi;
+}
+
+/* A sanitizer writes its report, and runs a program for it, when all is over. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED true
+#else
+#define SANITIZED false
+#endif
+
+void bdfs_sandbox_enter(const struct bdfs_sandbox *s, struct bdfs_log *log, char *text, size_t size)
+{
+	int r;
+
+	snprintf(text, size, "none");
+	if (SANITIZED) {
+		bdfs_log_write(log, LOG_INFO, "no sandbox: a sanitizer needs its freedom");
+		return;
+	}
+	/* What the C library loads when a thread is cancelled, which is too late; and its time zone. */
+	if (!dlopen("libgcc_s.so.1", RTLD_NOW | RTLD_NODELETE)) {
+		bdfs_log_write(log, LOG_INFO, "no sandbox: %s", dlerror());
+		return;
+	}
+	tzset();
+	r = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : landlock(s);
+	if (r < 0)
+		bdfs_log_write(log, LOG_INFO, "no sandbox: this system has no Landlock (%s)",
+			       strerror(-r));
+	else
+		snprintf(text, size, "landlock %d", r);
+}
+
+/* --- privileges --- */
+
+int bdfs_user_find(struct bdfs_user *user, const char *name, struct bd_error *err)
+{
+	const struct passwd *entry = getpwnam(name);
+	char *end;
+	unsigned long n;
+
+	*user = (struct bdfs_user){ 0 };
+	if (!entry) {
+		errno = 0;
+		n = strtoul(name, &end, 10);
+		if (errno || end == name || *end || *name < '0' || *name > '9' || n >= UINT_MAX)
+			return bd_error_set(err, -EINVAL, "there is no user %s", name);
+		user->uid = (uid_t)n;
+		user->gid = (gid_t)n;
+		entry = getpwuid(user->uid);
+	}
+	if (entry) {
+		user->uid = entry->pw_uid;
+		user->gid = entry->pw_gid;
+		user->name = strdup(entry->pw_name);
+		if (!user->name)
+			return bd_error_set(err, -ENOMEM, "out of memory for the user %s", name);
+	}
+	if (geteuid() != 0 && geteuid() != user->uid)
+		return bd_error_set(err, -EPERM, "only root can serve as another user (setuid=%s)", name);
+	return 0;
+}
+
+static int become(const struct bdfs_user *user, struct bd_error *err)
+{
+	if (geteuid() == user->uid && getuid() == user->uid)
+		return 0;
+	if ((user->name ? initgroups(user->name, user->gid) : setgroups(0, NULL)) < 0 ||
+	    setresgid(user->gid, user->gid, user->gid) < 0 ||
+	    setresuid(user->uid, user->uid, user->uid) < 0)
+		return bd_error_set(err, -errno, "cannot become user %u: %s", (unsigned)user->uid,
+				    strerror(errno));
+	return 0;
+}
+
+int bdfs_privileges_drop(const struct bdfs_user *user, struct bd_error *err)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { 0 };
+	int r;
+
+	/* While we may; a user's process may not and has none to lose. */
+	for (int i = 0; prctl(PR_CAPBSET_READ, i, 0, 0, 0) >= 0; i++)
+		if (prctl(PR_CAPBSET_DROP, i, 0, 0, 0) < 0 && errno != EPERM)
+			return bd_error_set(err, -errno, "cannot drop capabilities: %s", strerror(errno));
+	r = user ? become(user, err) : 0;
+	if (r < 0)
+		return r;
+	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); /* the next call would do, too */
+	if (syscall(SYS_capset, &header, none) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return bd_error_set(err, -errno, "cannot drop privileges: %s", strerror(errno));
+	return 0;
+}

@@ -1,0 +1,569 @@
+/* doctor.c: `bitdelta doctor`: what this machine has and lacks for mounting. Changes nothing. */
+#define FUSE_USE_VERSION 312
+
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+#include <xxhash.h>
+#include <zlib.h>
+
+#include "cli.h"
+#include "mounts.h"
+#include "sign.h"
+
+static const char help[] =
+"Usage: bitdelta doctor [--json]\n"
+"Show what this machine has and lacks for mounting, for this user, and what to do about it.\n"
+"\n"
+"  --json               one JSON object\n"
+"  -h, --help           this text\n"
+"\n"
+"A line each: ok, note (something works less well, or only for some) or problem (this user cannot\n"
+"mount). Nothing is changed, and nothing is mounted to try it.\n"
+"Exit status 0: no problem; 1: a problem; 2: wrong usage.\n";
+
+#define FUSE_MAJOR 10
+#define FUSE_MINOR 229
+#define CAP_SYS_ADMIN_BIT 21
+#define FEW_FILES 4096
+#ifndef SYS_landlock_create_ruleset
+#define SYS_landlock_create_ruleset 444
+#endif
+#define LANDLOCK_VERSION 1 /* flag: only ask for the version */
+
+enum level { OK, NOTE, PROBLEM };
+
+struct report {
+	struct json json;
+	cJSON *checks;
+	bool as_json;
+	unsigned problems;
+	/* What several checks need: */
+	bool admin;        /* CAP_SYS_ADMIN: mounts without fusermount3 */
+	bool no_new_privs; /* setuid programs stay without privileges */
+	bool confined;     /* AppArmor's profile for containers */
+	unsigned kernel[2];
+};
+
+/* REMEDY is "" where there is nothing to do. */
+static void say(struct report *r, enum level level, const char *what, const char *remedy,
+		const char *format, ...) __attribute__((format(printf, 5, 6)));
+static void say(struct report *r, enum level level, const char *what, const char *remedy,
+		const char *format, ...)
+{
+	static const char *const names[] = { "ok", "note", "problem" };
+	char state[2048];
+	va_list args;
+	cJSON *o;
+
+	va_start(args, format);
+	vsnprintf(state, sizeof(state), format, args);
+	va_end(args);
+	if (level == PROBLEM)
+		r->problems++;
+	if (r->as_json) {
+		o = json_element(&r->json, r->checks);
+		json_string(&r->json, o, "level", names[level]);
+		json_string(&r->json, o, "what", what);
+		json_string(&r->json, o, "state", state);
+		json_string(&r->json, o, "remedy", remedy);
+		return;
+	}
+	printf("%-8s %s: ", names[level], what);
+	print_plain(state);
+	if (*remedy) {
+		printf("  -> ");
+		print_plain(remedy);
+	}
+	putchar('\n');
+}
+
+/* The start of a file as text without the last line end; "" where it cannot be read. */
+static char *read_text(const char *path, char *text, size_t capacity)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, capacity - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n < 0 ? 0 : n] = '\0';
+	while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == ' '))
+		text[--n] = '\0';
+	return text;
+}
+
+/* What follows "\nNAME:" in the text of /proc/self/status. */
+static unsigned long long status_value(const char *text, const char *name, int base)
+{
+	char line[64];
+	const char *at;
+
+	snprintf(line, sizeof(line), "\n%s:", name);
+	at = strstr(text, line);
+	return at ? strtoull(at + strlen(line), NULL, base) : 0;
+}
+
+static void look_around(struct report *r)
+{
+	char text[8192];
+	struct utsname u;
+
+	read_text("/proc/self/status", text, sizeof(text));
+	r->admin = status_value(text, "CapEff", 16) >> CAP_SYS_ADMIN_BIT & 1;
+	r->no_new_privs = status_value(text, "NoNewPrivs", 10) != 0;
+	read_text("/proc/self/attr/current", text, sizeof(text));
+	r->confined = strstr(text, "docker-default") || strstr(text, "containers-default");
+	if (uname(&u) < 0 || sscanf(u.release, "%u.%u", &r->kernel[0], &r->kernel[1]) != 2)
+		r->kernel[0] = r->kernel[1] = 0;
+}
+
+static bool kernel_is(const struct report *r, unsigned major, unsigned minor)
+{
+	return r->kernel[0] > major || (r->kernel[0] == major && r->kernel[1] >= minor);
+}
+
+static void check_versions(struct report *r)
+{
+	unsigned x = XXH_versionNumber();
+
+	say(r, OK, "versions", "", "bitdelta %s, libfuse %s, zlib %s, xxHash %u.%u.%u, cJSON %s",
+	    BD_VERSION, fuse_pkgversion(), zlibVersion(), x / 10000, x / 100 % 100, x % 100,
+	    cJSON_Version());
+}
+
+static void check_kernel(struct report *r)
+{
+	struct utsname u;
+
+	if (uname(&u) < 0)
+		say(r, NOTE, "kernel", "", "unknown: %s", strerror(errno));
+	else if (strcmp(u.sysname, "Linux") != 0 || !kernel_is(r, 4, 20))
+		say(r, NOTE, "kernel", "use Linux 4.20 or newer",
+		    "%s %s, whose FUSE reads at most 128 KiB at a time", u.sysname, u.release);
+	else
+		say(r, OK, "kernel", "", "%s %s, whose FUSE reads up to 1 MiB at a time%s", u.sysname,
+		    u.release, kernel_is(r, 6, 9) ? " and knows passthrough" : "");
+}
+
+static bool has_filesystem_fuse(void)
+{
+	char text[4096];
+
+	return strstr(read_text("/proc/filesystems", text, sizeof(text)), "\tfuse\n") != NULL;
+}
+
+static void check_device(struct report *r)
+{
+	static const char what[] = "/dev/fuse", container[] = "; in a container: start it with "
+		"--device /dev/fuse --cap-add SYS_ADMIN";
+	char remedy[256];
+	struct stat st;
+	int fd;
+
+	if (stat(what, &st) < 0) {
+		snprintf(remedy, sizeof(remedy), "%s%s", has_filesystem_fuse() ?
+			 "mknod -m 666 /dev/fuse c 10 229" : "modprobe fuse", container);
+		say(r, PROBLEM, what, remedy, errno == ENOENT ? "missing" : "%s", strerror(errno));
+		return;
+	}
+	if (!S_ISCHR(st.st_mode) || st.st_rdev != makedev(FUSE_MAJOR, FUSE_MINOR)) {
+		say(r, PROBLEM, what, "rm /dev/fuse && mknod -m 666 /dev/fuse c 10 229",
+		    "is not the device 10, 229");
+		return;
+	}
+	fd = open(what, O_RDWR | O_CLOEXEC);
+	if (fd >= 0) {
+		close(fd);
+		if ((st.st_mode & 0666) == 0666)
+			say(r, OK, what, "", "can be opened");
+		else
+			say(r, NOTE, what, "chmod 666 /dev/fuse, if other users shall mount",
+			    "can be opened by this user, but its mode is %03o, not 666",
+			    (unsigned)(st.st_mode & 07777));
+	} else if (errno == EACCES) {
+		say(r, PROBLEM, what, "as root: chmod 666 /dev/fuse", "this user may not open it "
+		    "(mode %03o)", (unsigned)(st.st_mode & 07777));
+	} else if (errno == EPERM) {
+		say(r, PROBLEM, what, "start the container with --device /dev/fuse",
+		    "the container may not use it");
+	} else {
+		snprintf(remedy, sizeof(remedy), "modprobe fuse%s", container);
+		say(r, PROBLEM, what, remedy, "%s", strerror(errno));
+	}
+}
+
+/* PROGRAM on PATH, or where libfuse looks before that. */
+static bool find_program(const char *program, char path[PATH_MAX], bool *on_path)
+{
+	const char *list = getenv("PATH"), *end;
+
+	*on_path = true;
+	for (list = list ? list : ""; ; list = end + 1) {
+		end = strchrnul(list, ':');
+		if (snprintf(path, PATH_MAX, "%.*s/%s", (int)(end - list), list, program) < PATH_MAX &&
+		    end > list && access(path, X_OK) == 0)
+			return true;
+		if (!*end)
+			break;
+	}
+	*on_path = false;
+	snprintf(path, PATH_MAX, "/usr/bin/%s", program);
+	return access(path, X_OK) == 0;
+}
+
+static void check_fusermount(struct report *r)
+{
+	static const char what[] = "fusermount3", install[] = "install the package fuse3";
+	/* With CAP_SYS_ADMIN, mounting works without. */
+	enum level bad = r->admin ? NOTE : PROBLEM;
+	char path[PATH_MAX];
+	struct statvfs fs;
+	struct stat st;
+	bool on_path;
+
+	if (!find_program(what, path, &on_path)) {
+		say(r, bad, what, install, "missing, so users cannot mount");
+	} else if (stat(path, &st) < 0 || statvfs(path, &fs) < 0) {
+		say(r, bad, what, install, "%s: %s", path, strerror(errno));
+	} else if (!(st.st_mode & S_ISUID) || st.st_uid != 0) {
+		say(r, bad, what, "as root: chown root, chmod 4755, or install the package fuse3 again",
+		    "%s is not setuid root, so users cannot mount", path);
+	} else if (fs.f_flag & ST_NOSUID) {
+		say(r, bad, what, "mount that filesystem without nosuid",
+		    "%s lies on a filesystem mounted nosuid, so users cannot mount", path);
+	} else if (r->no_new_privs) {
+		say(r, bad, what, "start without no_new_privs (Docker: no-new-privileges; systemd: "
+		    "NoNewPrivileges=)", "%s gains no privileges: this process has no_new_privs", path);
+	} else if (!on_path) {
+		say(r, NOTE, what, "add its directory to PATH", "%s is not on PATH, so users can mount, "
+		    "but `bitdelta umount` does not find it", path);
+	} else {
+		say(r, OK, what, "", "%s, setuid root", path);
+	}
+}
+
+/* May this user mount at all? Without CAP_SYS_ADMIN root depends on fusermount3 like anybody. */
+static void check_privileges(struct report *r)
+{
+	if (r->confined && r->admin)
+		say(r, NOTE, "privileges", "start the container with --security-opt "
+		    "apparmor=unconfined", "CAP_SYS_ADMIN, but AppArmor's profile for containers "
+		    "forbids mounting");
+	else if (r->admin)
+		say(r, OK, "privileges", "", "CAP_SYS_ADMIN: mounts directly");
+	else if (geteuid() == 0)
+		say(r, PROBLEM, "privileges", "start the container with --cap-add SYS_ADMIN --device "
+		    "/dev/fuse", "root without CAP_SYS_ADMIN, who may not mount");
+	else
+		say(r, OK, "privileges", "", "user %ld: mounts through fusermount3",
+		    (long)geteuid());
+}
+
+static bool has_line(const char *text, const char *line)
+{
+	size_t n = strlen(line);
+
+	for (const char *at = text; (at = strstr(at, line)); at += n) {
+		const char *start = at, *end = at + n;
+
+		while (start > text && (start[-1] == ' ' || start[-1] == '\t'))
+			start--;
+		end += strspn(end, " \t");
+		if ((start == text || start[-1] == '\n') && (!*end || *end == '\n'))
+			return true;
+	}
+	return false;
+}
+
+static void check_conf(struct report *r)
+{
+	static const char what[] = "/etc/fuse.conf";
+	char text[16384];
+
+	if (access(what, R_OK) < 0 && errno != ENOENT)
+		say(r, NOTE, what, "", "cannot be read: %s", strerror(errno));
+	else if (has_line(read_text(what, text, sizeof(text)), "user_allow_other"))
+		say(r, OK, what, "", "user_allow_other: users may mount with allow_other");
+	else
+		say(r, r->admin ? OK : NOTE, what, r->admin ? "" :
+		    "as root: echo user_allow_other >>/etc/fuse.conf",
+		    "no user_allow_other: only root may mount with allow_other");
+}
+
+static void check_helpers(struct report *r)
+{
+	static const char install[] = "make install, or install the package";
+	bool helper = access("/sbin/mount.bitdelta", X_OK) == 0;
+	bool typed = access("/sbin/mount.fuse.bitdelta", X_OK) == 0;
+
+	if (helper && typed)
+		say(r, OK, "mount(8)", "", "finds /sbin/mount.bitdelta and /sbin/mount.fuse.bitdelta");
+	else if (helper)
+		say(r, NOTE, "mount(8)", "ln -s mount.bitdelta /sbin/mount.fuse.bitdelta",
+		    "does not find /sbin/mount.fuse.bitdelta, so `mount -t fuse.bitdelta` does not work");
+	else
+		say(r, NOTE, "mount(8)", install, "does not find /sbin/mount.bitdelta, so `mount -t "
+		    "bitdelta` and fstab do not work; `bitdelta mount` does");
+}
+
+static void check_mtab(struct report *r)
+{
+	static const char what[] = "/etc/mtab", link[] = "as root: ln -sfn ../proc/self/mounts /etc/mtab";
+	char target[PATH_MAX];
+	ssize_t n = readlink(what, target, sizeof(target) - 1);
+
+	if (access("/proc/self/mountinfo", R_OK) < 0) {
+		say(r, PROBLEM, "/proc", "mount -t proc proc /proc", "is not mounted");
+		return;
+	}
+	target[n < 0 ? 0 : n] = '\0';
+	if (n > 0 && strstr(target, "mounts"))
+		say(r, OK, what, "", "a link to %s", target);
+	else if (n < 0 && errno == ENOENT)
+		say(r, NOTE, what, link, "missing, which some programs do not expect");
+	else
+		say(r, NOTE, what, link, "not a link to /proc/self/mounts, so it may show what is not "
+		    "mounted");
+}
+
+static void check_passthrough(struct report *r)
+{
+	static const char what[] = "passthrough";
+	bool built = false;
+
+#ifdef FUSE_CAP_PASSTHROUGH
+	built = true;
+#endif
+	if (!built)
+		say(r, NOTE, what, "build with libfuse 3.17 or newer",
+		    "off: built with libfuse %d.%d, so files identical to real ones are copied",
+		    FUSE_MAJOR_VERSION, FUSE_MINOR_VERSION);
+	else if (fuse_version() < 317)
+		say(r, NOTE, what, "install libfuse 3.17 or newer", "off: libfuse here is %s",
+		    fuse_pkgversion());
+	else if (!kernel_is(r, 6, 9))
+		say(r, NOTE, what, "use Linux 6.9 or newer", "off: the kernel is too old");
+	else if (!r->admin)
+		say(r, NOTE, what, "mount as root", "off: only for mounts of root");
+	else
+		say(r, OK, what, "", "files identical to real ones are read directly");
+}
+
+static void check_sandbox(struct report *r)
+{
+	long version = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_VERSION);
+
+	if (version > 0)
+		say(r, OK, "sandbox", "", "Landlock, ABI %ld", version);
+	else
+		say(r, NOTE, "sandbox", errno == EOPNOTSUPP ? "boot with landlock in the list of lsm=" :
+		    "use a kernel with CONFIG_SECURITY_LANDLOCK (5.13 or newer)",
+		    "no Landlock (%s): the daemon runs without it", strerror(errno));
+}
+
+static void check_inotify(struct report *r)
+{
+	char watches[32], instances[32];
+	int fd = inotify_init1(IN_CLOEXEC);
+	int code = fd < 0 ? errno : 0;
+
+	if (fd >= 0)
+		close(fd);
+	read_text("/proc/sys/fs/inotify/max_user_watches", watches, sizeof(watches));
+	read_text("/proc/sys/fs/inotify/max_user_instances", instances, sizeof(instances));
+	if (code)
+		say(r, NOTE, "inotify", code == EMFILE ?
+		    "as root: sysctl fs.inotify.max_user_instances=1024" : "",
+		    "not to be had (%s; at most %s instances): directories of deltas are looked at "
+		    "from time to time instead", strerror(code), *instances ? instances : "?");
+	else
+		say(r, OK, "inotify", "", "at most %s instances and %s watches per user",
+		    *instances ? instances : "?", *watches ? watches : "?");
+}
+
+static void check_files(struct report *r)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	if (limit.rlim_max == RLIM_INFINITY)
+		say(r, OK, "open files", "", "no limit");
+	else if (limit.rlim_max < FEW_FILES)
+		say(r, NOTE, "open files", "raise the hard limit (ulimit -Hn; systemd: LimitNOFILE=)",
+		    "at most %llu, few for many models at a time",
+		    (unsigned long long)limit.rlim_max);
+	else
+		say(r, OK, "open files", "", "at most %llu", (unsigned long long)limit.rlim_max);
+}
+
+static void check_cpu(struct report *r)
+{
+	const char *lowered = getenv("BITDELTA_CPU");
+	enum bd_cpu cpu = bd_cpu_best();
+
+	if (lowered && *lowered)
+		say(r, NOTE, "cpu", "unset BITDELTA_CPU", "%s, as the environment variable "
+		    "BITDELTA_CPU says", bd_cpu_name(cpu));
+	else if (cpu == BD_CPU_SCALAR)
+		say(r, NOTE, "cpu", "use a processor with AVX2 or AVX-512, if speed matters",
+		    "%s: plain C, which is slower", bd_cpu_name(cpu));
+	else
+		say(r, OK, "cpu", "", "%s", bd_cpu_name(cpu));
+}
+
+static void check_gpu(struct report *r)
+{
+	char text[512];
+
+	read_text("/proc/driver/nvidia/version", text, sizeof(text));
+	text[strcspn(text, "\n")] = '\0';
+	if (!*text)
+		say(r, OK, "gpu", "", "no NVIDIA driver; mounting needs none");
+	else if (access("/dev/nvidia0", R_OK | W_OK) < 0)
+		say(r, NOTE, "gpu", errno == ENOENT ? "in a container: start it with --gpus all" : "",
+		    "%s, but /dev/nvidia0: %s; mounting needs none", text, strerror(errno));
+	else
+		say(r, OK, "gpu", "", "%s; mounting needs none", text);
+}
+
+static void check_systemd(struct report *r)
+{
+	static const char *const directories[] = {
+		"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
+		"/usr/lib/systemd/system", "/lib/systemd/system",
+	};
+	char path[128];
+
+	if (access("/run/systemd/system", F_OK) < 0) {
+		say(r, OK, "systemd", "", "does not run here");
+		return;
+	}
+	for (size_t i = 0; i < sizeof(directories) / sizeof(*directories); i++) {
+		snprintf(path, sizeof(path), "%s/bitdelta@.service", directories[i]);
+		if (access(path, R_OK) == 0) {
+			say(r, OK, "systemd", "", "unit %s", path);
+			return;
+		}
+	}
+	say(r, NOTE, "systemd", "make install, or install the package",
+	    "no unit bitdelta@.service; fstab works without it");
+}
+
+static void readahead_path(char path[64], const struct bdfs_mountinfo *info)
+{
+	snprintf(path, 64, "/sys/class/bdi/%u:%u/read_ahead_kb", info->major, info->minor);
+}
+
+/* The kernel's 128 KiB are too few for models; only root may change them, and /sys is often read-only
+ * in containers. */
+static void check_readahead(struct report *r)
+{
+	static const char what[] = "readahead";
+	struct statvfs fs;
+
+	if (statvfs("/sys/class/bdi", &fs) < 0)
+		say(r, NOTE, what, "mount -t sysfs sysfs /sys", "/sys/class/bdi: %s, so mounts keep "
+		    "the kernel's", strerror(errno));
+	else if (fs.f_flag & ST_RDONLY)
+		say(r, NOTE, what, "mount outside the container, or start it with --privileged",
+		    "/sys is read-only, so mounts keep the kernel's");
+	else if (geteuid() != 0)
+		say(r, NOTE, what, "mount as root, if speed matters",
+		    "only root can set it, so mounts of this user keep the kernel's");
+	else
+		say(r, OK, what, "", "can be set");
+}
+
+static void check_mounts(struct report *r)
+{
+	struct bd_error err = { 0 };
+	struct mounts mounts;
+
+	if (mounts_list(&mounts, &err) < 0) {
+		say(r, NOTE, "mounts", "", "%s", err.text);
+		return;
+	}
+	for (size_t i = 0; i < mounts.count; i++) {
+		struct mount_entry *e = &mounts.list[i];
+		char path[64], kib[32], what[PATH_MAX];
+
+		mounts_ask(&mounts, e);
+		snprintf(what, sizeof(what), "mount %s", e->info.point);
+		readahead_path(path, &e->info);
+		read_text(path, kib, sizeof(kib));
+		if (e->state != MOUNT_ALIVE)
+			say(r, mount_is_broken(e) ? NOTE : OK, what, e->remedy, "%s", e->problem);
+		else
+			say(r, mount_is_broken(e) ? NOTE : OK, what, mount_is_broken(e) ?
+			    "bitdelta status says more" : "",
+			    "alive, readahead %s KiB, passthrough %s, sandbox %s, cpu %s%s",
+			    *kib ? kib : "of unknown", e->stats->in_use.passthrough ? "on" : "off",
+			    e->stats->in_use.sandbox, e->stats->in_use.cpu, mount_is_broken(e) ?
+			    "; a base or delta has a problem" : "");
+	}
+	mounts_free(&mounts);
+}
+
+static int run(const struct command *command, int argc, char **argv)
+{
+	struct report r = { 0 };
+	const struct command_option options[] = {
+		{ "json", .flag = &r.as_json },
+		{ 0 },
+	};
+	struct bd_error err = { 0 };
+	cJSON *o = NULL;
+	int status = EXIT_OK;
+
+	if (!command_parse(command, argc, argv, options, &status))
+		return status;
+	if (optind < argc)
+		return command_usage(command, "no arguments are needed");
+	if (r.as_json) {
+		o = json_begin(&r.json);
+		r.checks = json_array(&r.json, o, "checks");
+	}
+	look_around(&r);
+	check_versions(&r);
+	check_kernel(&r);
+	check_device(&r);
+	check_privileges(&r);
+	check_fusermount(&r);
+	check_conf(&r);
+	check_helpers(&r);
+	check_mtab(&r);
+	check_passthrough(&r);
+	check_readahead(&r);
+	check_sandbox(&r);
+	check_inotify(&r);
+	check_files(&r);
+	check_cpu(&r);
+	check_gpu(&r);
+	check_systemd(&r);
+	check_mounts(&r);
+	if (r.as_json) {
+		json_number(&r.json, o, "problems", "%u", r.problems);
+		if (json_print(&r.json, stdout, &err) < 0)
+			return command_fail(command, &err);
+	}
+	return r.problems ? EXIT_FAILED : EXIT_OK;
+}
+
+const struct command command_doctor = {
+	"doctor", "show what this machine lacks for mounting", help, run,
+};
