@@ -2,6 +2,7 @@
 #include "command.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 
 #include "delta.h"
@@ -61,16 +62,24 @@ static int status_of(int code, bool parsed)
 	}
 }
 
+struct listener {
+	const char *program;
+	bool verbose; /* also what is only good to know */
+};
+
 static void print_message(void *context, int priority, const char *text)
 {
+	const struct listener *listener = context;
 	const char *kind = priority == LOG_WARNING ? "warning: " : "";
 
-	fprintf(stderr, "%s: %s%s\n", (const char *)context, kind, text);
+	if (priority <= LOG_NOTICE || listener->verbose)
+		fprintf(stderr, "%s: %s%s\n", listener->program, kind, text);
 }
 
 int bdfs_command_main(const char *program, int argc, char *const *argv)
 {
-	struct bdfs_sink sink = { print_message, (void *)program };
+	struct listener listener = { .program = program };
+	const struct bdfs_sink sink = { print_message, &listener };
 	const struct bdfs_options *o;
 	struct bdfs_command command;
 	struct bd_error err = { 0 };
@@ -85,6 +94,7 @@ int bdfs_command_main(const char *program, int argc, char *const *argv)
 	} else if (r == 0) {
 		parsed = true;
 		o = &command.options;
+		listener.verbose = command.verbose || o->debug;
 		if (command.verbose && o->foreground)
 			fprintf(stderr, "%s: mounting %s on %s\n", program, o->source, o->mountpoint);
 		r = o->remount ? bdfs_remount(&command, argc, argv, &err) : bdfs_mount(o, sink, &err);

@@ -241,11 +241,8 @@ int bdfs_control_text(enum bdfs_control file, struct bdfs_models *models,
 		      const struct bdfs_in_use *use, char **text, size_t *size)
 {
 	struct bd_buffer b = { 0 };
-	struct timespec now;
-	double uptime;
+	double uptime = (double)(bdfs_now() - use->started) / 1e9;
 
-	clock_gettime(CLOCK_REALTIME, &now);
-	uptime = (double)(now.tv_sec - use->mounted_at) + (double)now.tv_nsec / 1e9;
 	pthread_mutex_lock(&models->lock);
 	if (file == BDFS_STATS)
 		print_stats(&b, models, use, uptime);

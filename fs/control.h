@@ -15,6 +15,7 @@ struct bdfs_in_use {
 	atomic_bool passthrough;         /* real files are read by the kernel; see ops.c */
 	bool mapped;                     /* inputs are mapped and not read */
 	time_t mounted_at;
+	uint64_t started;                /* the same as bdfs_now() counts */
 };
 
 /* The contents of a file of .bitdelta at this time; *text is malloced.

@@ -18,6 +18,7 @@
 /* One item of deltas=: a directory, or one file in it. */
 struct bdfs_source {
 	char *path;  /* absolute, of the directory */
+	char *real;  /* where the descriptor led to when it was opened */
 	int fd;      /* of the directory */
 	char *only;  /* the one file that was given by name; NULL: all *.bdelta */
 	int64_t scanned; /* the directory's mtime when it was last looked at, in ns */
@@ -579,6 +580,13 @@ static int examine(struct scan *s, const struct bdfs_source *source, const char 
 	return r;
 }
 
+static bool is_link(const struct bdfs_source *source, const char *entry)
+{
+	struct stat st;
+
+	return fstatat(source->fd, entry, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(st.st_mode);
+}
+
 static int scan_entry(struct scan *s, const struct bdfs_source *source, const char *entry,
 		      struct bdfs_model *const *known, size_t known_count, struct bd_error *err)
 {
@@ -592,7 +600,8 @@ static int scan_entry(struct scan *s, const struct bdfs_source *source, const ch
 
 	if (asprintf(&path, "%s/%s", strcmp(source->path, "/") ? source->path : "", entry) < 0)
 		return no_memory(err);
-	if (fstatat(source->fd, entry, &st, 0) < 0 && errno == ENOENT && !must) {
+	if (fstatat(source->fd, entry, &st, 0) < 0 && errno == ENOENT && !must &&
+	    fstatat(source->fd, entry, &st, AT_SYMLINK_NOFOLLOW) < 0) {
 		free(path); /* gone since the directory was listed, or a file that was given by name */
 		return 0;
 	}
@@ -614,13 +623,17 @@ static int scan_entry(struct scan *s, const struct bdfs_source *source, const ch
 	} else if (must || (s->first && is_transient(r))) {
 		if (err)
 			*err = why;
-	} else if (r == -ENOENT) {
+	} else if (r == -ENOENT && !S_ISLNK(st.st_mode)) {
 		r = 0;
 	} else if (is_transient(r) && m && current_base(s, m->base)) {
 		/* Its successor cannot be opened just now. */
 		bdfs_model_get(m);
 		r = scan_add(s, m, err);
 	} else {
+		if (r == -EACCES && is_link(source, entry))
+			bd_error_set(&why, r, "%s: is a link to a file that may not be read (one that came "
+				     "later and leads out of the directories of the mount is followed "
+				     "after mounting again, or with nosandbox)", path);
 		r = scan_fault(s, source, path, &st, why.text, is_transient(r), err);
 	}
 	free(path);
@@ -639,19 +652,48 @@ static int is_delta_entry(const struct dirent *entry)
 	return is_delta(entry->d_name);
 }
 
-/* A directory that was deleted and made again is another one. */
-static void reopen_source(struct bdfs_source *source)
+/* Where an open directory is now; NULL: nobody can tell. */
+static char *place_of(int fd)
 {
+	char name[64], place[PATH_MAX];
+	ssize_t n;
+
+	snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+	n = readlink(name, place, sizeof(place) - 1);
+	return n < 0 ? NULL : strndup(place, (size_t)n);
+}
+
+static int open_directory(const struct bdfs_source *source)
+{
+	/* A file that was given by name need not lie where one may list. */
+	return open(source->path, (source->only ? O_PATH : O_RDONLY) | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* Where the directory was deleted or moved away, the one that has its path now is meant. Comparing places
+ * and not inodes: what has the path may also be the mount itself, which covers the directory. */
+static void follow_path(struct bdfs_source *source, struct bdfs_log *log)
+{
+	char *place = place_of(source->fd);
 	struct stat st;
 	int fd;
 
-	if (fstat(source->fd, &st) < 0 || st.st_nlink > 0)
+	if (fstat(source->fd, &st) < 0 ||
+	    (st.st_nlink > 0 && (!place || !source->real || !strcmp(place, source->real)))) {
+		free(place);
 		return;
-	fd = open(source->path, (source->only ? O_PATH : O_RDONLY) | O_DIRECTORY | O_CLOEXEC);
-	if (fd >= 0) {
-		dup3(fd, source->fd, O_CLOEXEC); /* the number stays: others may be using it */
-		close(fd);
 	}
+	free(place);
+	fd = open_directory(source);
+	if (fd < 0) {
+		bdfs_log_limited(log, LOG_WARNING, "%s: was deleted or moved, and what has its place now "
+				 "cannot be opened (%s); mount again to use it", source->path,
+				 strerror(errno));
+		return;
+	}
+	dup3(fd, source->fd, O_CLOEXEC); /* the number stays: others may be using it */
+	close(fd);
+	free(source->real);
+	source->real = place_of(source->fd);
 }
 
 static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_model *const *known,
@@ -661,7 +703,8 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 	struct stat st;
 	int n, r = 0;
 
-	reopen_source(source);
+	if (s->retry)
+		follow_path(source, s->models->log);
 	if (fstat(source->fd, &st) == 0) /* before listing: what comes later is seen by the next scan */
 		source->scanned = nanoseconds(st.st_mtim);
 	if (source->only)
@@ -914,8 +957,8 @@ static int add_source(struct bdfs_models *models, const char *path, struct bd_er
 		}
 	}
 	source->path = whole;
-	/* A file that was given by name need not lie where one may list. */
-	source->fd = open(whole, (source->only ? O_PATH : O_RDONLY) | O_DIRECTORY | O_CLOEXEC);
+	source->fd = open_directory(source);
+	source->real = source->fd < 0 ? NULL : place_of(source->fd);
 	models->source_count++;
 	if (source->fd < 0)
 		return bd_error_set(err, -errno, "%s: cannot read the directory: %s", whole,
@@ -981,6 +1024,7 @@ void bdfs_models_close(struct bdfs_models *m)
 		if (m->sources[i].fd >= 0)
 			close(m->sources[i].fd);
 		free(m->sources[i].path);
+		free(m->sources[i].real);
 		free(m->sources[i].only);
 	}
 	free(m->sources);

@@ -241,7 +241,29 @@ static void server_end(struct server *s)
 
 /* --- the daemon --- */
 
-/* Ends when the mount is unmounted or a signal comes. */
+/* A signal handler gets no context. libfuse's own would not say that there was a signal. */
+static struct fuse_session *serving;
+static volatile sig_atomic_t ended_by;
+
+static void on_end(int number)
+{
+	ended_by = number;
+	fuse_session_exit(serving);
+}
+
+static int catch_end(struct fuse_session *session, struct bd_error *err)
+{
+	struct sigaction action = { .sa_handler = on_end };
+
+	serving = session;
+	sigemptyset(&action.sa_mask);
+	if ((!bdfs_signal_is_ignored(SIGTERM) && sigaction(SIGTERM, &action, NULL) < 0) ||
+	    (!bdfs_signal_is_ignored(SIGINT) && sigaction(SIGINT, &action, NULL) < 0))
+		return bd_error_set(err, -errno, "cannot handle signals: %s", strerror(errno));
+	return 0;
+}
+
+/* Ends when the mount is unmounted or a signal comes, whose number it then returns. */
 static int loop(struct server *s, struct bd_error *err)
 {
 	struct fuse_loop_config *config = fuse_loop_cfg_create();
@@ -254,9 +276,12 @@ static int loop(struct server *s, struct bd_error *err)
 	fuse_loop_cfg_set_idle_threads(config, s->ops.use.threads); /* keep them: their buffers are warm */
 	r = fuse_session_loop_mt(s->session, config);
 	fuse_loop_cfg_destroy(config);
+	if (r == -1) /* not an errno: not even one thread could be started */
+		return bd_error_set(err, -EAGAIN, "cannot start a thread to serve %s: memory or the number "
+				    "of processes is limited", s->mounted.path);
 	if (r < 0)
 		return bd_error_set(err, r, "serving %s ended: %s", s->mounted.path, strerror(-r));
-	return 0; /* unmounted, or the number of a signal */
+	return ended_by;
 }
 
 static void note_user(struct server *s)
@@ -300,8 +325,8 @@ static void daemon_run(struct server *s, pid_t parent, int report_fd)
 		r = bd_error_set(&err, -ESRCH, "the parent was killed");
 	if (r == 0)
 		r = bdfs_watch_catch_hangup(&err);
-	if (r == 0 && fuse_set_signal_handlers(s->session) < 0)
-		r = bd_error_set(&err, -EIO, "cannot handle signals");
+	if (r == 0)
+		r = catch_end(s->session, &err);
 	if (r == 0)
 		r = bdfs_watch_start(&s->ops.watch, s->models, s->tree, s->session, s->log, &err);
 	if (r == 0) {
@@ -311,7 +336,7 @@ static void daemon_run(struct server *s, pid_t parent, int report_fd)
 		bdfs_signals_hold(&unused); /* another one must not spoil the end */
 	}
 	if (r > 0)
-		err.code = r; /* a signal */
+		err.code = r;
 	bdfs_say_goodbye(report_fd, &err);
 	bdfs_watch_stop(s->ops.watch);
 	close(report_fd);
@@ -336,7 +361,6 @@ static int serve(struct server *s, struct bd_error *err)
 
 	prctl(PR_GET_NAME, name);
 	prctl(PR_SET_NAME, "bitdelta-parent"); /* so that people can tell the two apart */
-
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0) {
 		code = -errno;
 	} else {
@@ -364,7 +388,7 @@ static int serve(struct server *s, struct bd_error *err)
 		bdfs_mountpoint_detach(&s->mounted, NULL);
 		return bd_error_set(err, code, "cannot start the daemon: %s", strerror(-code));
 	}
-	return bdfs_supervise(&supervisor, &s->signals, err);
+	return bdfs_supervise(&supervisor, err);
 }
 
 /* Let go of the caller: its session, directory and standard files. Not before it is mounted: autofs lets only

@@ -308,6 +308,9 @@ static void pass_through(fuse_req_t req, struct handle *h, struct fuse_file_info
 	if (f->backing) {
 		fi->backing_id = f->backing;
 		fi->keep_cache = 0; /* there is no cache of ours; the kernel would refuse */
+		/* The real file would insist on aligned reads, which our other files do not, and go to the
+		 * disk for what is cached. So reads of such a handle come to us, and only maps do not. */
+		fi->direct_io = (fi->flags & O_DIRECT) != 0;
 	}
 	pthread_mutex_unlock(&ops->backings);
 }
@@ -518,11 +521,13 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
 	}
 	if (size > h->size - (uint64_t)offset)
 		size = (size_t)(h->size - (uint64_t)offset);
-	if (h->text) {
-		fuse_reply_buf(req, h->text + offset, size);
+	w = worker_get(ops, size);
+	if (w && h->text) {
+		/* Not out of the handle: as soon as the reader has its bytes, another thread may close it. */
+		memcpy(w->buffer, h->text + offset, size);
+		fuse_reply_buf(req, w->buffer, size);
 		return;
 	}
-	w = worker_get(ops, size);
 	r = w ? read_model(h, w, size, (uint64_t)offset, &err)
 	      : bd_error_set(&err, -ENOMEM, "out of memory for reading");
 	if (r < 0) {
@@ -769,6 +774,7 @@ int bdfs_ops_init(struct bdfs_ops *ops, struct bdfs_models *models, struct bdfs_
 	ops->tree = tree;
 	ops->log = log;
 	ops->use.mounted_at = time(NULL);
+	ops->use.started = bdfs_now();
 	pthread_mutex_init(&ops->backings, NULL);
 	r = pthread_key_create(&ops->worker, worker_free);
 	if (r)

@@ -25,7 +25,7 @@ static void held_set(sigset_t *set)
 
 void bdfs_signals_hold(struct bdfs_signals *old)
 {
-	struct sigaction action = { .sa_handler = SIG_DFL }, hangup;
+	struct sigaction action = { .sa_handler = SIG_DFL };
 	sigset_t set;
 
 	held_set(&set);
@@ -33,7 +33,13 @@ void bdfs_signals_hold(struct bdfs_signals *old)
 	sigaction(SIGCHLD, &action, &old->child); /* where it is ignored, nobody can be waited for */
 	action.sa_handler = SIG_IGN;
 	sigaction(SIGPIPE, &action, &old->pipe);
-	old->hangup_ignored = sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler == SIG_IGN;
+}
+
+bool bdfs_signal_is_ignored(int number)
+{
+	struct sigaction action;
+
+	return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
 void bdfs_signals_restore(const struct bdfs_signals *old)
@@ -86,12 +92,11 @@ static bool terminal_is_gone(void)
 }
 
 /* What there is to do about a signal. True: the daemon was told to end. */
-static bool pass_on(const struct bdfs_supervisor *s, const struct bdfs_signals *old, int number)
+static bool pass_on(const struct bdfs_supervisor *s, int number)
 {
-	if (number == SIGCHLD)
+	if (number == SIGCHLD || bdfs_signal_is_ignored(number))
 		return false;
-	if (number == SIGHUP &&
-	    (old->hangup_ignored || !s->terminal || !terminal_is_gone())) {
+	if (number == SIGHUP && (!s->terminal || !terminal_is_gone())) {
 		kill(s->daemon, SIGHUP);
 		return false;
 	}
@@ -117,8 +122,7 @@ static void take_report(const struct bdfs_supervisor *s, struct outcome *o, int 
 	*fd = -1;
 }
 
-static void wait_for_daemon(const struct bdfs_supervisor *s, const struct bdfs_signals *old,
-			    struct outcome *o, struct bd_error *why)
+static void wait_for_daemon(const struct bdfs_supervisor *s, struct outcome *o, struct bd_error *why)
 {
 	struct pollfd fds[2] = { { .events = POLLIN }, { .fd = s->report_fd, .events = POLLIN } };
 	struct signalfd_siginfo info;
@@ -133,10 +137,11 @@ static void wait_for_daemon(const struct bdfs_supervisor *s, const struct bdfs_s
 			bdfs_log_write(s->log, LOG_WARNING, "the daemon does not end: closing its "
 				       "connection");
 			bdfs_mountpoint_abort(s->mounted);
+			bdfs_mountpoint_detach(s->mounted, NULL);
 			aborted = true;
 		}
 		while (read(fds[0].fd, &info, sizeof(info)) == (ssize_t)sizeof(info))
-			if (pass_on(s, old, (int)info.ssi_signo))
+			if (pass_on(s, (int)info.ssi_signo))
 				o->asked = true;
 		if (fds[1].revents)
 			take_report(s, o, &fds[1].fd, why);
@@ -147,15 +152,14 @@ static void wait_for_daemon(const struct bdfs_supervisor *s, const struct bdfs_s
 		close(fds[0].fd);
 }
 
-int bdfs_supervise(const struct bdfs_supervisor *s, const struct bdfs_signals *old,
-		   struct bd_error *err)
+int bdfs_supervise(const struct bdfs_supervisor *s, struct bd_error *err)
 {
 	struct outcome o = { 0 };
 	struct bd_error why = { 0 };
 	bool killed;
 	int r = 0;
 
-	wait_for_daemon(s, old, &o, &why);
+	wait_for_daemon(s, &o, &why);
 	killed = WIFSIGNALED(o.status) && !o.asked && !o.told;
 	if (killed)
 		r = bd_error_set(err, -EIO, "the daemon was killed by signal %d (%s)%s%s%s",

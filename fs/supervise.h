@@ -16,10 +16,11 @@
 struct bdfs_signals {
 	sigset_t mask;
 	struct sigaction child, pipe;
-	bool hangup_ignored; /* nohup */
 };
 void bdfs_signals_hold(struct bdfs_signals *old);
 void bdfs_signals_restore(const struct bdfs_signals *old);
+/* By whoever started us (nohup, a shell in the background): then it stays so. */
+bool bdfs_signal_is_ignored(int number);
 
 /* What a process tells its parent through a socket: code 0 when all is well, a negative errno with what
  * is wrong, or the number of the signal that ends it. False: nobody listens. */
@@ -35,12 +36,11 @@ struct bdfs_supervisor {
 	bool auto_unmount;
 };
 
-/* Wait for the end of the daemon. SIGTERM and SIGINT end it, SIGHUP is passed on. Then unmount, unless that
+/* Wait for the end of the daemon, with signals held. SIGTERM and SIGINT end it, SIGHUP is passed on. Then unmount, unless that
  * is why it ended. A mount whose daemon was killed stays, and gives errors instead of an empty directory,
  * unless auto_unmount.
  * 0 after an orderly end, otherwise what the daemon reported; -EIO where it was killed. */
-int bdfs_supervise(const struct bdfs_supervisor *supervisor, const struct bdfs_signals *old,
-		   struct bd_error *err);
+int bdfs_supervise(const struct bdfs_supervisor *supervisor, struct bd_error *err);
 
 /* For the daemon: be killed when the parent is, which was PARENT. False: it is gone already. */
 bool bdfs_die_with(pid_t parent);

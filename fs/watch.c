@@ -40,7 +40,7 @@ struct bdfs_watch {
 };
 
 /* A signal handler gets no context. */
-static volatile sig_atomic_t hangups;
+static atomic_bool hangup;
 static _Atomic int hangup_fd = -1;
 
 static void on_hangup(int number)
@@ -49,9 +49,9 @@ static void on_hangup(int number)
 	const uint64_t one = 1;
 
 	(void)number;
-	hangups = 1;
+	atomic_store(&hangup, true);
 	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0)
-		hangups = 1; /* full: the thread is awake already */
+		errno = code; /* full: the thread is awake already */
 	errno = code;
 }
 
@@ -116,8 +116,7 @@ static bool wait_for_events(struct bdfs_watch *w, bool *retry)
 		}
 		timeout = SETTLE;
 	}
-	*retry = hangups;
-	hangups = 0;
+	*retry = atomic_exchange(&hangup, false);
 	return due || *retry || bdfs_models_is_stale(w->models);
 }
 
@@ -304,21 +303,12 @@ int bdfs_watch_start(struct bdfs_watch **out, struct bdfs_models *models, struct
 
 void bdfs_watch_stop(struct bdfs_watch *w)
 {
-	struct timespec end;
-
 	if (!w)
 		return;
 	atomic_store(&hangup_fd, -1);
 	ask_to_quit(w);
 	pthread_join(w->thread, NULL);
-	/* It may be telling the kernel something, and the kernel may be waiting for an answer that nobody
-	 * gives any more: then the end of the connection frees it. */
-	clock_gettime(CLOCK_REALTIME, &end);
-	end.tv_sec += 1;
-	if (pthread_timedjoin_np(w->teller, NULL, &end) != 0) {
-		fuse_session_unmount(w->session);
-		pthread_join(w->teller, NULL);
-	}
+	pthread_join(w->teller, NULL);
 	bdfs_names_free(&w->names);
 	watch_free(w);
 }

@@ -11,14 +11,14 @@
 struct bdfs_watch;
 struct fuse_session;
 
-/* Catch SIGHUP from now on: until a watch is started it is remembered. Before
- * fuse_set_signal_handlers, which leaves handlers alone that are set. */
+/* Catch SIGHUP from now on, unless it is ignored: until a watch is started it is remembered. */
 int bdfs_watch_catch_hangup(struct bd_error *err);
 
 /* Start the thread. SESSION is mounted. All arguments are borrowed until bdfs_watch_stop. */
 int bdfs_watch_start(struct bdfs_watch **watch, struct bdfs_models *models, struct bdfs_tree *tree,
 		     struct fuse_session *session, struct bdfs_log *log, struct bd_error *err);
-/* NULL allowed. Unmounts the session, should the thread be waiting for the kernel. */
+/* NULL allowed. Should the kernel keep a thread waiting for an answer that nobody gives any more, it returns
+ * when the connection is aborted, for which the supervisor sees. */
 void bdfs_watch_stop(struct bdfs_watch *watch);
 
 /* Look again now, and wait until the tree shows what is there, or for two seconds. For requests that find that

@@ -29,10 +29,15 @@ say() { echo "bench: $*"; }
 fail() { echo "bench: $*" >&2; exit 1; }
 mounted() { grep -qF " $1 " /proc/self/mounts; }
 unmount() { # MOUNTPOINT...: each one if it is mounted, busy or not
-	local m
+	local m i
 	for m; do
-		! mounted "$m" || umount "$m" 2>/dev/null || fusermount3 -u "$m" 2>/dev/null ||
-			fusermount3 -uz "$m" || umount -l "$m"
+		mounted "$m" || continue
+		umount "$m" 2>/dev/null || fusermount3 -u "$m" 2>/dev/null || fusermount3 -uz "$m" || umount -l "$m"
+		for ((i = 0; i < 50; i++)); do # until then it has files mapped, which cannot be dropped
+			[ -n "$(of_processes "$m" comm)" ] || break
+			sleep 0.1
+		done
+		[ "$i" -lt 50 ] || say "the daemon of $m still runs after unmounting; another mount namespace?"
 	done
 }
 references=() # process ids
@@ -93,8 +98,9 @@ of_processes() {
 		esac
 	done 2>/dev/null
 }
-cpu_of() { of_processes "$1" "task/*/schedstat" | awk '{ s += $1 } END { printf "%.6f\n", s / 1e9 }'; } # seconds
-memory_of() { of_processes "$1" status | awk -v k="$2:" '$1 == k { s += $2 } END { print s }'; } # KiB
+# Of a mount's processes: seconds on a processor, KiB
+cpu_of() { of_processes "$1" "task/*/schedstat" | awk '{ s += $1 } END { printf "%.6f\n", s / 1e9 }'; }
+memory_of() { of_processes "$1" status | awk -v k="$2:" '$1 == k { s += $2 } END { print s }'; }
 # stat_of NAME: a number of the mount's stats.json; the totals come last
 stat_of() { tr -d ' \t\n' <"$mnt/.bitdelta/stats.json" | tr ',{}' '\n' | sed -n "s/^\"$1\"://p" | tail -n 1; }
 readahead_of() { echo "/sys/class/bdi/$(stat -c %Hd:%Ld "$1")/read_ahead_kb"; } # MOUNTPOINT: the file
@@ -161,7 +167,8 @@ measure_pretrained() {
 	pretrained_rounds=$((rounds < 3 ? rounds : 3))
 	say "from_pretrained, $pretrained_rounds rounds"
 	if $python tests/bench/from_pretrained.py "$pretrained_rounds" "$read_file" "$work/big/fine0" "$mnt" x \
-		"$base,$delta" "$bin/mount.bitdelta" "$work/big/base" "$mnt" -o "deltas=$delta" >"$work/pretrained" 2>"$work/out"; then
+		"$base,$delta" "$bin/mount.bitdelta" "$work/big/base" "$mnt" -o "deltas=$delta" \
+		>"$work/pretrained" 2>"$work/out"; then
 		pretrained_skipped=
 		while read -r name value; do
 			sample "$name" "$value"
@@ -194,6 +201,7 @@ say "making two checkpoints of $gib GiB"
 base=$work/big/base/model.safetensors fine=$work/big/fine0/model.safetensors delta=$work/x.bdelta
 size=$(stat -c %s "$fine")
 import_big "$delta" >/dev/null
+sync "$delta" # so that it can be dropped
 delta_size=$(stat -c %s "$delta")
 
 for part in $parts; do

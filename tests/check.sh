@@ -233,5 +233,5 @@ for t in tests/faults/[0-9][0-9]-*.sh; do
 	BUILD=$root/build/release run "faults/$(basename "$t" .sh)" 600 bash "$t"
 done
 run loaders 600 tests/loaders/run.sh build/release
-run deb 600 tests/deb.sh
+run deb 900 tests/deb.sh
 finish

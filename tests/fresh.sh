@@ -20,7 +20,7 @@ remove_tree() {
 	awk -v t="$tree/" 'index($2 "/", t) == 1 { print $2 }' /proc/self/mounts | tac | while read -r m; do
 		umount "$m" 2>/dev/null || umount -l "$m"
 	done
-	if grep -qE " $tree[/ ]" /proc/self/mounts; then
+	if grep -qE " ${tree}[/ ]" /proc/self/mounts; then
 		echo "fresh: something is still mounted below $tree" >&2
 		exit 1
 	fi

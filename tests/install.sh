@@ -20,7 +20,7 @@ trap 'rm -rf "$tmp"' EXIT
 root=$tmp/root
 lib=/usr/lib/triplet
 make() { env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make --no-print-directory "B=$build" "$@"; }
-directories=("DESTDIR=$root" PREFIX=/usr SBINDIR=/usr/sbin LIBDIR=$lib)
+directories=("DESTDIR=$root" PREFIX=/usr SBINDIR=/usr/sbin "LIBDIR=$lib")
 
 if ! make install "${directories[@]}" >"$tmp/log" 2>&1; then
 	tail -n 20 "$tmp/log"
@@ -61,20 +61,26 @@ check "nothing installed names the build directory or DESTDIR" \
 	sh -c '! grep -rlF -e "$1" -e "$2" "$3/usr/lib/systemd" "$3$4/pkgconfig" "$3/usr/share"' - \
 	"$PWD" "$tmp" "$root" $lib
 unit=$root/usr/lib/systemd/system/bitdelta@.service
-check "no @NAME@ is left to fill in" sh -c '! grep -E "@[A-Z]+@" "$@"' - "$unit" "$root$lib/pkgconfig/libbitdelta.pc"
+check "no @NAME@ is left to fill in" \
+	sh -c '! grep -E "@[A-Z]+@" "$@"' - "$unit" "$root$lib/pkgconfig/libbitdelta.pc"
 
 # --- the library ---
 
+so=$root$lib/libbitdelta.so
 header() { sed -nE 's/^[a-z].*[ *](bitdelta_[a-z_]+)\(.*/\1/p' "$1" | sort; }
 header delta/bitdelta.h >"$tmp/declared"
-nm -D --defined-only "$root$lib/libbitdelta.so" | sed -nE 's/.* T (.*)@@LIBBITDELTA_0/\1/p' | sort >"$tmp/exported"
+nm -D --defined-only "$so" | sed -nE 's/.* T (.*)@@LIBBITDELTA_0/\1/p' | sort >"$tmp/exported"
 check "the shared library exports what the header declares" diff "$tmp/declared" "$tmp/exported"
 check "the shared library exports nothing else" \
-	sh -c '! nm -D --defined-only "$1" | grep -v -e " bitdelta_.*@@LIBBITDELTA_0" -e " A LIBBITDELTA_0"' - "$root$lib/libbitdelta.so"
-missing=$(while read -r f; do grep -q "\b$f(" mount-tools/man/libbitdelta.3 || echo "$f"; done <"$tmp/declared")
-if [ -z "$missing" ]; then ok "libbitdelta(3) has all functions"; else bad "libbitdelta(3) lacks" $missing; fi
-check "the soname" sh -c 'objdump -p "$1" | grep -q "SONAME *libbitdelta.so.0$"' - "$root$lib/libbitdelta.so"
-! command -v g++ >/dev/null || check "the header is C++ too" g++ -x c++ -Wall -Wextra -Wpedantic -Werror -fsyntax-only -include stddef.h delta/bitdelta.h
+	sh -c '! nm -D --defined-only "$1" | grep -vE " (bitdelta_.*@@|A )LIBBITDELTA_0$"' - "$so"
+missing=$(while read -r f; do
+	grep -q "\b$f(" mount-tools/man/libbitdelta.3 || echo "$f"
+done <"$tmp/declared")
+if [ -z "$missing" ]; then ok "libbitdelta(3) has all functions"; else bad "libbitdelta(3) lacks $missing"; fi
+check "the soname" sh -c 'objdump -p "$1" | grep -q "SONAME *libbitdelta.so.0$"' - "$so"
+echo '#include <bitdelta.h>' >"$tmp/header.cc"
+! command -v g++ >/dev/null || check "the header is C++ too" \
+	g++ -Wall -Wextra -Wpedantic -Werror -fsyntax-only "-I$root/usr/include" "$tmp/header.cc"
 
 pc() { PKG_CONFIG_PATH=$root$lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$root pkg-config "$@" libbitdelta; }
 check "pkg-config knows the version" [ "$(pc --modversion)" = "$version" ]
@@ -136,8 +142,8 @@ if command -v systemd-analyze >/dev/null; then
 else
 	echo "skip systemd-analyze verify: systemd is not installed"
 fi
-check "the unit sees no other file systems than everybody" sh -c '! grep -E \
-	"^(PrivateMounts|PrivateTmp|PrivateDevices|PrivateNetwork|PrivateUsers|Protect[A-Za-z]+|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec)Paths|TemporaryFileSystem|RootDirectory|RootImage|Bind[A-Za-z]*Paths|MountFlags|DynamicUser)=" "$1"' - "$unit"
+own='Private[A-Z]|Protect[A-Z]|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec|Bind[A-Za-z]*)Paths|Temporary|Root|MountFl|Dynamic'
+check "the unit sees no other file systems than everybody" sh -c '! grep -E "^($1)" "$2"' - "$own" "$unit"
 
 # --- bash completion ---
 
@@ -165,10 +171,12 @@ proposes() { complete_line "$1" | contains "$2"; }
 mkdir -p "$tmp/dir"
 check "completion: a mount option" proposes "bitdelta mount base mnt -o allow_o" allow_other
 check "completion: what a mount option may be" proposes "mount.bitdelta base mnt -o layout=h" hub
-check "completion: the next mount option" proposes "mount.bitdelta base mnt -o allow_other,thr" allow_other,threads=
+check "completion: the next mount option" \
+	proposes "mount.bitdelta base mnt -o allow_other,thr" allow_other,threads=
 check "completion: a delta" proposes "bitdelta info $tmp/k" "$tmp/kjv.bdelta"
 # After = and : readline has begun a new word.
-check "completion: a delta as mount option" proposes "bitdelta mount base mnt -o deltas=$tmp/kj" "$tmp/kjv.bdelta"
+check "completion: a delta as mount option" \
+	proposes "bitdelta mount base mnt -o deltas=$tmp/kj" "$tmp/kjv.bdelta"
 check "completion: the second delta" \
 	proposes "bitdelta mount base mnt -o allow_other,deltas=$tmp/a.bdelta:$tmp/kj" "$tmp/kjv.bdelta"
 check "completion: a kind of scales" proposes "bitdelta import --scale ran" rank1

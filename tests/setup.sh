@@ -25,7 +25,7 @@ packages="gcc make pkg-config libc6-dev libfuse3-dev fuse3 libcjson-dev libxxhas
 case $level in deb | test) packages="$packages build-essential debhelper" ;; esac
 case $level in demo | test) packages="$packages python3 python3-venv" ;; esac
 [ "$level" != test ] || packages="$packages libcmocka-dev python3-torch python3-numpy \
-	util-linux procps strace man-db lintian debootstrap"
+	util-linux procps strace man-db lintian debootstrap rsync attr"
 
 installed() {
 	[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

@@ -28,8 +28,9 @@ rm "$source/debian/build.sh"
 	sed -i "1s/ unstable;/ $(. /etc/os-release && echo "$VERSION_CODENAME");/" "$source/debian/changelog"
 
 log=$out/build.log
-if ! (cd "$source" && unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES CFLAGS CPPFLAGS LDFLAGS D WERROR PREFIX \
-	SBINDIR LIBDIR DESTDIR &&
+# What a caller has set for the source tree is not meant for the packages.
+if ! (cd "$source" && unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES CFLAGS CPPFLAGS LDFLAGS D WERROR \
+	PREFIX SBINDIR LIBDIR DESTDIR &&
 	DEB_BUILD_OPTIONS="noautodbgsym parallel=$(nproc)" dpkg-buildpackage -b -us -uc) >"$log" 2>&1; then
 	tail -n 40 "$log" >&2
 	echo "build.sh: dpkg-buildpackage failed; all it said is in $log" >&2

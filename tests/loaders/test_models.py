@@ -13,27 +13,28 @@ from steps import finish, forget, shards, step
 
 mount, truth, models = sys.argv[1:4]
 tf.logging.set_verbosity_error()
+tf.logging.disable_progress_bar()
 text = "In the beginning God created the heaven and the earth."
 CLASSES = {"t5": tf.AutoModelForSeq2SeqLM, "bert": tf.AutoModelForSequenceClassification}
 
 
 def load(path, name, dtype="auto", **more):
     auto = CLASSES.get(name, tf.AutoModelForCausalLM)
-    return auto.from_pretrained(path, torch_dtype=dtype, **more).eval()
+    return auto.from_pretrained(path, torch_dtype=dtype, **more)  # in eval mode
 
 
-def answer(path, name, **more):
-    """The logits for the text, in F32; the greedy continuation where there is one."""
-    model = load(path, name, torch.float32, **more)
+def answer(path, name):
+    """The logits for the text, in F32; of decoders, after a greedy continuation."""
+    model = load(path, name, torch.float32)
     tokens = tf.AutoTokenizer.from_pretrained(path)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         if name == "t5":
             return model(input_ids=tokens, decoder_input_ids=tokens[:, :5]).logits
         logits = model(tokens).logits
-        if name == "bert":
-            return logits
-        words = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
-        return torch.cat([logits.flatten(), words.flatten().float()])
+        for _ in range(0 if name == "bert" else 5):
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
+            logits = model(tokens).logits
+        return logits
 
 
 for name in sorted(os.listdir(models)):
@@ -87,9 +88,9 @@ with step("accelerate loads over empty weights"):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 with step("a pipeline"):
-    a, b = (tf.pipeline("text-generation", os.path.join(x, "grown"), device=-1)(
-        text, max_new_tokens=8, do_sample=False, pad_token_id=0) for x in (mount, truth))
-    assert a == b and a[0]["generated_text"].startswith(text[:10])
+    a, b = (tf.pipeline("text-classification", os.path.join(x, "bert"), device=-1)(text)
+            for x in (mount, truth))
+    assert a == b and a[0]["label"].startswith("LABEL_")
 
 with step("save_pretrained of a mounted model writes it whole"):
     out = os.path.join(os.path.dirname(truth), "saved")

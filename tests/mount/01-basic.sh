@@ -55,12 +55,13 @@ same "nothing is left" "" "$(ls -A "$M")"
 check "output can be captured" timeout 60 bash -c 'x=$("$@" 2>&1)' - \
 	"$MOUNT" "$DATA/base" "$M" -o "deltas=$W/deltas/kjv.bdelta"
 same "inode numbers stay" "$inodes" "$(find "$M" -printf '%i %P\n' | sort)"
+is_free() { ! grep -qF " $1 " /proc/self/mountinfo; }
 for signal in TERM INT; do
 	mountpoint -q "$M" || mount_at "$M" "$DATA/base" "deltas=$W/deltas/kjv.bdelta"
 	pid=$(daemon_of "$M")
 	kill -$signal "$pid"
 	check "SIG$signal ends the daemon" wait_for 30 has_ended "$pid"
-	check "SIG$signal unmounts" test ! -e "$M/kjv"
+	check "SIG$signal unmounts" wait_for 30 is_free "$M"
 done
 
 # In the foreground.

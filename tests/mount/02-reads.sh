@@ -35,7 +35,7 @@ for name in odd sharded vocab files kjv; do
 			"$W/truth/$name/model-00002-of-00003.safetensors"
 		rm -rf "$W/cp" "$W/sparse" "$W/reflink" "$W/tar" "$W/tar-sparse"
 	fi
-	same "$name: nothing was logged" "" "$(cat "$W/$name.log")"
+	same "$name: nothing was logged" "" "$(logged "$W/$name.log")"
 	check "$name: umount" unmount "$M"
 done
 

@@ -102,7 +102,7 @@ harm() {
 base=$W/inputs/base/model-00001-of-00002.safetensors
 base2=$W/inputs/base/model-00002-of-00002.safetensors
 delta=$W/inputs/deltas/sick.bdelta
-changes="truncate_all truncate_half append overwrite overwrite_quietly"
+changes="truncate_all append overwrite overwrite_quietly"
 others="replace replace_alike delete"
 attributes="close_to_all give_away link_again"
 if [ -n "$SLOW" ]; then

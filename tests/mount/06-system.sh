@@ -77,8 +77,8 @@ rmdir "$W"
 W=/mnt
 mount -t tmpfs -o mode=755 none $W && mknod -m 666 $W/fuse c 10 229 &&
 	mount --bind $W/fuse /dev/fuse || exit 9
-sed '/^user_allow_other/d' /etc/fuse.conf >$W/fuse.conf 2>/dev/null &&
-	mount --bind $W/fuse.conf /etc/fuse.conf
+{ sed '/^user_allow_other/d' /etc/fuse.conf >$W/fuse.conf && chmod 644 $W/fuse.conf; } 2>/dev/null
+mount --bind $W/fuse.conf /etc/fuse.conf || exit 9
 mkdir $W/bin $W/mnt $W/roots
 cp "$BUILD/mount.bitdelta" "$BUILD/bitdelta" $W/bin && cp -r "$DATA/base" "$OUTSIDE/truth" $W &&
 	install -m 644 "$OUTSIDE/deltas/kjv.bdelta" $W || exit 9
@@ -112,8 +112,28 @@ check "user: mount once more" "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K"
 pid=$(daemon_of "$M")
 kill -9 "$pid"
 wait_for 30 has_ended "$pid"
-refuses "user: dead mount" 32 'fusermount3 -uz' "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K"
+refuses "user: a dead mount gives errors" 1 'not connected|connection abort' "${user[@]}" cat "$M/kjv/tokenizer.json"
+check "user: a dead mount is replaced" "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K"
+check "user: contents after that" "${user[@]}" diff -r "$W/truth/kjv" "$M/kjv"
+same "user: mounted once" 1 "$(grep -c " $M " /proc/self/mountinfo)"
+pid=$(daemon_of "$M")
+same "user: no new privileges" 1 "$(awk '/^NoNewPrivs/ { print $2 }' "/proc/$pid/status")"
+kill "$pid"
+wait_for 30 has_ended "$pid"
+check "user: SIGTERM unmounts" bash -c '! grep " $1 " /proc/self/mountinfo' - "$M"
+check "user: mount and kill" "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K"
+pid=$(daemon_of "$M")
+kill -9 "$pid"
+wait_for 30 has_ended "$pid"
 check "user: umount a dead one" "${user[@]}" "$W/bin/bitdelta" umount "$M"
+refuses "user: setuid=" 32 'only root' "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K,setuid=root"
+check "user: drop_privileges" "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K,drop_privileges"
+check "user: drop_privileges: contents" "${user[@]}" diff -r "$W/truth/kjv" "$M/kjv"
+check "user: drop_privileges: umount" "${user[@]}" fusermount3 -u "$M"
+echo user_allow_other >>/etc/fuse.conf 2>/dev/null
+check "user: allow_other with user_allow_other" "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K,allow_other"
+check "user: others may look" diff -r "$W/truth/kjv" "$M/kjv"
+check "user: umount with allow_other" "${user[@]}" fusermount3 -u "$M"
 finish
 EOF
 if ! command -v setpriv >/dev/null || ! command -v fusermount3 >/dev/null; then

@@ -40,7 +40,7 @@ after=$(memory "$pid")
 	check "no memory is lost" test "$after" -lt $((before + 16384))
 echo "# memory of the daemon: $before KiB, then $after KiB"
 check "contents after all that" diff -r "$W/truth" "$M"
-same "nothing was logged" "" "$(cat "$W/log")"
+same "nothing was logged" "" "$(logged "$W/log")"
 check "umount" unmount "$M"
 
 # Inputs that are read instead of mapped, by one thread.

@@ -70,9 +70,8 @@ limited() {
 	echo "# $kind: $worked worked, $failed_well failed"
 	check "mount with little $kind: both happen" test $worked -gt 0 -a $failed_well -gt 0
 }
-limited nofile 'open files|descriptor' $(seq 3 40) 50 60 70 80 100 200
-limited as 'memory|thread|temporarily unavailable' $(seq 5000000 1000000 40000000) 50000000 80000000 150000000 300000000 \
-	600000000 2000000000
+limited nofile 'open files|descriptor' $(seq 3 2 31) 40 60 80 200
+limited as 'memory|thread|temporarily unavailable' $(seq 5000000 2500000 40000000) 80000000 300000000 2000000000
 
 # --- later: descriptors ---
 

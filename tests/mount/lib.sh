@@ -118,6 +118,8 @@ s = json.load(open(sys.argv[1] + "/.bitdelta/stats.json"))
 print(eval(sys.argv[2]))' "$1" "$2"
 }
 open_files() { stat_of "$1" 'sum(m["open_files"] for m in s["models"])'; }
+# logged FILE: what a daemon had to say, without what it says of sanitizers
+logged() { grep -v 'no sandbox: a sanitizer' "$1"; }
 descriptors() { ls "/proc/$1/fd" | wc -l; }
 memory() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; } # KiB
 

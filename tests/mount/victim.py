@@ -83,7 +83,7 @@ while time.monotonic() < end:
     i += 1
     if i == 25:
         open(ready, "w").close()
-    if expected == "same" and after == 40:
+    if expected == "same" and after == 20:
         print(f"{i} right reads", flush=True)
         sys.exit(0)
 print(f"{i} right reads, {after} of them after the harm, and no error", flush=True)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "bitdelta.h"
+#include "delta.h"
 #include "testdata.h"
 #include "testdelta.h"
 
@@ -105,7 +106,7 @@ static void lists(void **state)
 	struct bitdelta *d = opened(&base);
 
 	(void)state;
-	assert_string_equal(bitdelta_version(), "0.1.0");
+	assert_string_equal(bitdelta_version(), BD_VERSION);
 	assert_string_equal(bitdelta_name(d), "fine");
 	assert_int_equal(bitdelta_file_count(d), 4);
 	assert_null(bitdelta_file_at(d, 4));
