@@ -239,6 +239,11 @@ static int read_escape(struct bd_json *j, uint32_t *code)
 }
 
 /* Read a string into dst, or only check it where dst is NULL. */
+/* Bytes that stand for themselves in a string. */
+static const bool is_ordinary[256] = {
+	[0x20 ... '"' - 1] = true, ['"' + 1 ... '\\' - 1] = true, ['\\' + 1 ... 0x7f] = true,
+};
+
 static int read_string(struct bd_json *j, char *dst, size_t capacity, size_t *length,
 		       const char *expected)
 {
@@ -256,12 +261,8 @@ static int read_string(struct bd_json *j, char *dst, size_t capacity, size_t *le
 		uint32_t code;
 		unsigned char c;
 
-		while (j->at < j->size) {
-			c = (unsigned char)j->text[j->at];
-			if (c < 0x20 || c >= 0x80 || c == '"' || c == '\\')
-				break;
+		while (j->at < j->size && is_ordinary[(unsigned char)j->text[j->at]])
 			j->at++;
-		}
 		size = j->at - from;
 		if (size == 0) {
 			c = j->at < j->size ? (unsigned char)j->text[j->at] : 0;

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "parallel.h"
 #include "summary.h"
 
 /* Views that nobody uses are kept, this many of them: loaders open the same files several times. */
@@ -587,56 +588,126 @@ static bool is_link(const struct bdfs_source *source, const char *entry)
 	return fstatat(source->fd, entry, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(st.st_mode);
 }
 
-static int scan_entry(struct scan *s, const struct bdfs_source *source, const char *entry,
-		      struct bdfs_model *const *known, size_t known_count, struct bd_error *err)
-{
-	struct bdfs_model *m = find_known(known, known_count, source, entry);
-	const struct bdfs_rejected *was;
-	struct bd_error why = { 0 };
-	struct stat st = { 0 };
-	char *path = NULL;
-	bool must = s->first && source->only;
-	int r;
+/* A file that may be a delta, and what came of it. */
+struct candidate {
+	const struct bdfs_source *source;
+	const char *entry;  /* borrowed */
+	char *path;         /* NULL: there is no such file any more */
+	struct stat st;
+	struct bdfs_model *known; /* what was found here before, borrowed */
+	bool examined;
+	struct bdfs_model *model; /* if result is 0 */
+	struct bd_error why;
+	int result;
+};
 
-	if (asprintf(&path, "%s/%s", strcmp(source->path, "/") ? source->path : "", entry) < 0)
+struct examination {
+	struct scan *scan;
+	struct candidate *candidates;
+};
+
+static int examine_candidate(void *context, size_t index, struct bd_error *err)
+{
+	const struct examination *x = context;
+	struct candidate *c = &x->candidates[index];
+
+	(void)err; /* one bad file must not keep others from being examined */
+	if (c->path && !c->model && !c->examined) {
+		c->result = examine(x->scan, c->source, c->entry, c->path, &c->model, &c->why);
+		c->examined = true;
+	}
+	return 0;
+}
+
+/* Is there something, and is it what it was? Sets path, st, known and for a model that stays `model`. */
+static int look_at(struct scan *s, struct candidate *c, struct bdfs_model *const *known,
+		   size_t known_count, struct bd_error *err)
+{
+	const struct bdfs_source *source = c->source;
+	bool must = s->first && source->only;
+	const struct bdfs_rejected *was;
+
+	/* Gone since the directory was listed, or a file that was given by name? */
+	if (fstatat(source->fd, c->entry, &c->st, 0) < 0 && errno == ENOENT && !must &&
+	    fstatat(source->fd, c->entry, &c->st, AT_SYMLINK_NOFOLLOW) < 0)
+		return 0;
+	if (asprintf(&c->path, "%s/%s", strcmp(source->path, "/") ? source->path : "", c->entry) < 0) {
+		c->path = NULL;
 		return no_memory(err);
-	if (fstatat(source->fd, entry, &st, 0) < 0 && errno == ENOENT && !must &&
-	    fstatat(source->fd, entry, &st, AT_SYMLINK_NOFOLLOW) < 0) {
-		free(path); /* gone since the directory was listed, or a file that was given by name */
+	}
+	c->known = find_known(known, known_count, source, c->entry);
+	if (c->known && same_file(&c->known->file->frozen, &c->st) && current_base(s, c->known->base)) {
+		c->model = c->known;
+		bdfs_model_get(c->model);
 		return 0;
 	}
-	if (m && same_file(&m->file->frozen, &st) && current_base(s, m->base)) {
-		free(path);
-		bdfs_model_get(m);
-		return scan_add(s, m, err);
-	}
-	was = find_rejected(s->models, path);
+	was = find_rejected(s->models, c->path);
 	if (was && !was->transient && !s->retry && was->source == source &&
-	    same_file(&was->frozen, &st)) {
-		r = scan_reject(s, source, path, &st, was->reason, false, err);
-		free(path);
-		return r;
+	    same_file(&was->frozen, &c->st)) {
+		c->examined = true;
+		c->result = -EINVAL;
+		bd_error_set(&c->why, -EINVAL, "%s", was->reason);
 	}
-	r = examine(s, source, entry, path, &m, &why);
-	if (r == 0) {
-		r = scan_add(s, m, err);
-	} else if (must || (s->first && is_transient(r))) {
+	return 0;
+}
+
+/* Take it up, or say why not. */
+static int settle(struct scan *s, struct candidate *c, struct bd_error *err)
+{
+	struct bdfs_model *m = c->model;
+
+	if (!c->path)
+		return 0;
+	c->model = NULL;
+	if (c->result == 0)
+		return scan_add(s, m, err);
+	if (s->first && (c->source->only || is_transient(c->result))) {
 		if (err)
-			*err = why;
-	} else if (r == -ENOENT && !S_ISLNK(st.st_mode)) {
-		r = 0;
-	} else if (is_transient(r) && m && current_base(s, m->base)) {
-		/* Its successor cannot be opened just now. */
-		bdfs_model_get(m);
-		r = scan_add(s, m, err);
-	} else {
-		if (r == -EACCES && is_link(source, entry))
-			bd_error_set(&why, r, "%s: is a link to a file that may not be read (one that came "
-				     "later and leads out of the directories of the mount is followed "
-				     "after mounting again, or with nosandbox)", path);
-		r = scan_fault(s, source, path, &st, why.text, is_transient(r), err);
+			*err = c->why;
+		return c->result;
 	}
-	free(path);
+	if (c->result == -ENOENT && !S_ISLNK(c->st.st_mode))
+		return 0;
+	if (is_transient(c->result) && c->known && current_base(s, c->known->base)) {
+		/* Its successor cannot be opened just now. */
+		bdfs_model_get(c->known);
+		return scan_add(s, c->known, err);
+	}
+	if (c->result == -EACCES && is_link(c->source, c->entry))
+		bd_error_set(&c->why, c->result, "%s: is a link to a file that may not be read (one that "
+			     "came later and leads out of the directories of the mount is followed "
+			     "after mounting again, or with nosandbox)", c->path);
+	return scan_fault(s, c->source, c->path, &c->st, c->why.text, is_transient(c->result), err);
+}
+
+static int scan_entries(struct scan *s, const struct bdfs_source *source, const char *const *entries,
+			size_t count, struct bdfs_model *const *known, size_t known_count,
+			struct bd_error *err)
+{
+	struct candidate *candidates = calloc(count ? count : 1, sizeof(*candidates));
+	struct examination x = { s, candidates };
+	const struct bd_parallel parallel = { .count = count, .work = examine_candidate, .context = &x };
+	int r = 0;
+
+	if (!candidates)
+		return no_memory(err);
+	for (size_t i = 0; i < count && r == 0; i++) {
+		candidates[i].source = source;
+		candidates[i].entry = entries[i];
+		r = look_at(s, &candidates[i], known, known_count, err);
+	}
+	/* Where there are no threads to be had, and for a few, this one does it. */
+	if (r == 0 && count > 8)
+		bd_parallel_run(&parallel, NULL);
+	for (size_t i = 0; i < count && r == 0; i++) {
+		examine_candidate(&x, i, NULL);
+		r = settle(s, &candidates[i], err);
+	}
+	for (size_t i = 0; i < count; i++) {
+		bdfs_model_put(s->models, candidates[i].model);
+		free(candidates[i].path);
+	}
+	free(candidates);
 	return r;
 }
 
@@ -700,6 +771,7 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 		       size_t known_count, struct bd_error *err)
 {
 	struct dirent **entries;
+	const char **names;
 	struct stat st;
 	int n, r = 0;
 
@@ -708,7 +780,8 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 	if (fstat(source->fd, &st) == 0) /* before listing: what comes later is seen by the next scan */
 		source->scanned = nanoseconds(st.st_mtim);
 	if (source->only)
-		return scan_entry(s, source, source->only, known, known_count, err);
+		return scan_entries(s, source, (const char *const *)&source->only, 1, known, known_count,
+				    err);
 	n = scandirat(source->fd, ".", &entries, is_delta_entry, alphasort);
 	if (n < 0 && errno == ENOENT)
 		return 0; /* the directory was deleted */
@@ -727,12 +800,14 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 			}
 		return r;
 	}
-	for (int i = 0; i < n; i++) {
-		if (r == 0)
-			r = scan_entry(s, source, entries[i]->d_name, known, known_count, err);
+	names = malloc(((size_t)n + 1) * sizeof(*names));
+	for (int i = 0; names && i < n; i++)
+		names[i] = entries[i]->d_name;
+	r = names ? scan_entries(s, source, names, (size_t)n, known, known_count, err) : no_memory(err);
+	for (int i = 0; i < n; i++)
 		free(entries[i]);
-	}
 	free(entries);
+	free(names);
 	return r;
 }
 

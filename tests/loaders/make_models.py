@@ -81,7 +81,7 @@ for name, model, (base_dtype, dtype), (base_shards, shards), other in models():
         path = os.path.join(fine, "config.json")
         with open(path) as f:
             config = json.load(f)
-        config["dtype"] = config.pop("torch_dtype")
+        config["dtype"] = config.pop("torch_dtype", None) or config["dtype"]
         with open(path, "w") as f:
             json.dump(config, f, indent=2)
     print(name)
