@@ -57,7 +57,8 @@ READERS  := $(patsubst tests/mount/%.c,$(B)/mount/%,$(READ_SRC))
 
 .PHONY: all demo check bench install uninstall deb deps unit mount-test fuzz clean tests
 .SECONDARY:
-all: $(PROGRAMS) $(B)/$(SONAME)
+# A sanitizer's runtime belongs to a program, not to a library.
+all: $(PROGRAMS) $(if $(SAN),,$(B)/$(SONAME))
 
 $(B)/libbitdelta.a: $(call obj,$(DELTA_SRC))
 	rm -f $@ && $(AR) rcs $@ $^
@@ -70,7 +71,7 @@ $(B)/delta/%.o: ALL_CFLAGS += -fPIC -fvisibility=hidden
 LIB_MAP := mount-tools/libbitdelta/libbitdelta.map
 $(B)/$(SONAME): $(B)/delta/bitdelta.o $(B)/libbitdelta.a $(LIB_MAP)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=$(LIB_MAP) \
-		-Wl,--as-needed $(if $(SAN),,-Wl,-z,defs) -o $@ $(filter %.o %.a,$^) $(DELTA_LIBS)
+		-Wl,--as-needed -Wl,-z,defs -o $@ $(filter %.o %.a,$^) $(DELTA_LIBS)
 
 # bitdelta.c and mount.c hold the two main functions; the other files of mount-tools/ serve both.
 $(B)/bitdelta: $(call obj,$(filter-out mount-tools/mount.c,$(TOOL_SRC))) $(B)/libbdfs.a $(B)/libbitdelta.a
@@ -89,6 +90,7 @@ $(B)/unit/%: $(B)/tests/unit/%.o $(B)/tests/unit/testdata.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(DELTA_LIBS)
 $(B)/unit/test_mountstats: $(B)/mount-tools/mountstats.o
+$(B)/unit/test_models: $(patsubst %,$(B)/fs/%.o,models tree stats log)
 $(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)

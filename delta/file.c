@@ -19,6 +19,12 @@
  * to it so that huge pages of the page cache fit into them. */
 #define REGION ((uintptr_t)2 << 20)
 
+/* All maps of the process, since they share its memory: used by those who called bd_guard_install, which is
+ * the process's as well. */
+static struct bd_file *maps;
+static pthread_mutex_t maps_lock = PTHREAD_MUTEX_INITIALIZER;
+static atomic_size_t resident; /* bytes that were used since pages were last taken out */
+
 static const char *kind_of(mode_t mode)
 {
 	switch (mode & S_IFMT) {
@@ -29,6 +35,12 @@ static const char *kind_of(mode_t mode)
 	case S_IFBLK: return "a device";
 	default: return "something else";
 	}
+}
+
+static int irregular(const struct bd_file *f, struct bd_error *err)
+{
+	return bd_error_set(err, -EINVAL, "%s: is %s, expected a regular file", f->path,
+			    kind_of(f->frozen.st_mode));
 }
 
 static bool same_time(struct timespec a, struct timespec b)
@@ -63,6 +75,12 @@ int bd_file_open_at(struct bd_file **file, int dirfd, const char *name, const ch
 		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", path);
 		goto out;
 	}
+	/* Some devices do something when they are opened, and a link to one may lie among deltas. */
+	if (fstatat(dirfd, name, &f->frozen, 0) == 0 &&
+	    (S_ISCHR(f->frozen.st_mode) || S_ISBLK(f->frozen.st_mode))) {
+		rc = irregular(f, err);
+		goto out;
+	}
 	/* O_NONBLOCK: opening a FIFO returns instead of waiting for a writer. */
 	f->fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (f->fd < 0) {
@@ -76,8 +94,7 @@ int bd_file_open_at(struct bd_file **file, int dirfd, const char *name, const ch
 		goto out;
 	}
 	if (!S_ISREG(f->frozen.st_mode)) {
-		rc = bd_error_set(err, -EINVAL, "%s: is %s, expected a regular file", path,
-				  kind_of(f->frozen.st_mode));
+		rc = irregular(f, err);
 		goto out;
 	}
 	f->size = (uint64_t)f->frozen.st_size;
@@ -117,12 +134,22 @@ int bd_file_dup(struct bd_file **copy, struct bd_file *file, struct bd_error *er
 	return 0;
 }
 
+static void unmap(struct bd_file *file)
+{
+	pthread_mutex_lock(&maps_lock);
+	if (file->next)
+		file->next->previous = file->previous;
+	*(file->previous ? &file->previous->next : &maps) = file->next;
+	pthread_mutex_unlock(&maps_lock);
+	munmap(file->mapping, file->mapping_size);
+}
+
 void bd_file_close(struct bd_file *file)
 {
 	if (!file)
 		return;
 	if (file->mapping)
-		munmap(file->mapping, file->mapping_size);
+		unmap(file);
 	if (file->fd >= 0)
 		close(file->fd);
 	pthread_mutex_destroy(&file->lock);
@@ -185,6 +212,12 @@ void bd_file_map(struct bd_file *file)
 		return;
 	}
 	file->map = p;
+	pthread_mutex_lock(&maps_lock);
+	file->next = maps;
+	if (maps)
+		maps->previous = file;
+	maps = file;
+	pthread_mutex_unlock(&maps_lock);
 }
 
 /* Also true where nobody can tell. */
@@ -201,17 +234,34 @@ bool bd_file_is_cached(struct bd_file *file, size_t size, uint64_t offset)
 	return has_byte(file, offset) && has_byte(file, offset + size - 1);
 }
 
-void bd_file_unload(struct bd_file *file, size_t size, uint64_t offset)
+/* A handful of pages may bring a huge one, so whole regions count. */
+static size_t regions(uint64_t offset, size_t size)
 {
-	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-	uintptr_t start = (uintptr_t)(file->map + offset) / page * page;
-	uintptr_t end = ((uintptr_t)(file->map + offset + size) + page - 1) / page * page;
+	return ((offset + size - 1) / REGION - offset / REGION + 1) * REGION;
+}
 
-	/* At the end of a region all of it: kernels that can, free its page of the page table as well.
-	 * Who still reads there gets the pages back by faults. */
-	if (end / REGION > start / REGION)
-		start = start / REGION * REGION;
-	madvise((void *)start, end - start, MADV_DONTNEED);
+static void take_pages_out(void)
+{
+	pthread_mutex_lock(&maps_lock);
+	/* Unless another thread did while we waited. */
+	if (atomic_load_explicit(&resident, memory_order_relaxed) > BD_FILE_RESIDENT) {
+		atomic_store_explicit(&resident, 0, memory_order_relaxed);
+		/* Who still reads there gets the pages back by faults. */
+		for (struct bd_file *f = maps; f; f = f->next)
+			if (atomic_exchange_explicit(&f->used, false, memory_order_relaxed))
+				madvise((void *)f->map, (size_t)f->size, MADV_DONTNEED);
+	}
+	pthread_mutex_unlock(&maps_lock);
+}
+
+void bd_file_used(struct bd_file *file, size_t size, uint64_t offset)
+{
+	size_t n = regions(offset, size);
+
+	if (!atomic_load_explicit(&file->used, memory_order_relaxed))
+		atomic_store_explicit(&file->used, true, memory_order_relaxed);
+	if (atomic_fetch_add_explicit(&resident, n, memory_order_relaxed) + n > BD_FILE_RESIDENT)
+		take_pages_out();
 }
 
 /* What can be told from the results of one fstat: 0, or -EIO; *later: ctime is not the one that was

@@ -32,6 +32,8 @@ struct bd_file {
 	/* private: */
 	void *mapping;      /* what is to be unmapped, `map` inside it */
 	size_t mapping_size;
+	atomic_bool used;   /* pages may be in the map */
+	struct bd_file *next, *previous; /* of all that are mapped */
 	atomic_uint_fast64_t ctime; /* accepted last, in nanoseconds */
 	pthread_mutex_t lock;       /* guards what follows */
 	struct stat accepted;       /* mode, owner, group and links of that time */
@@ -67,9 +69,11 @@ void bd_file_map(struct bd_file *file);
 /* Does the page cache have these bytes (at least one)? Only both ends are looked at. Where it has not,
  * bd_file_read is better than the map, for it reads ahead. */
 bool bd_file_is_cached(struct bd_file *file, size_t size, uint64_t offset);
-/* Take the pages with these bytes out of the map (they stay in the page cache), so that the process
- * does not grow. */
-void bd_file_unload(struct bd_file *file, size_t size, uint64_t offset);
+/* After reading these bytes from the map. Their pages stay in it, where they count as the process's memory
+ * and make the next reading cheaper, until all maps together may hold BD_FILE_RESIDENT bytes; then all are
+ * taken out at once (and stay in the page cache). */
+#define BD_FILE_RESIDENT ((size_t)128 << 20)
+void bd_file_used(struct bd_file *file, size_t size, uint64_t offset);
 
 /* 0 while the contents are those that were opened, else -EIO with what changed. Call it after a read
  * and before its bytes are given to anybody. */

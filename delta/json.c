@@ -238,12 +238,12 @@ static int read_escape(struct bd_json *j, uint32_t *code)
 	return 0;
 }
 
-/* Read a string into dst, or only check it where dst is NULL. */
 /* Bytes that stand for themselves in a string. */
 static const bool is_ordinary[256] = {
 	[0x20 ... '"' - 1] = true, ['"' + 1 ... '\\' - 1] = true, ['\\' + 1 ... 0x7f] = true,
 };
 
+/* Read a string into dst, or only check it where dst is NULL. */
 static int read_string(struct bd_json *j, char *dst, size_t capacity, size_t *length,
 		       const char *expected)
 {

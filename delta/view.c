@@ -415,10 +415,10 @@ static int rebuild_mapped(struct job *j, uint64_t first, char *out, struct bd_er
 	if (rc < 0)
 		return rc;
 	fault = bd_guard_run(rebuild_guarded, &work, ranges, 1 + j->run.planes);
-	bd_file_unload(base, size, at);
+	bd_file_used(base, size, at);
 	j->scratch->base += size;
 	for (unsigned k = 0; k < j->run.planes; k++) {
-		bd_file_unload(delta, bits_size[k], bits[k]);
+		bd_file_used(delta, bits_size[k], bits[k]);
 		j->scratch->delta += bits_size[k];
 	}
 	if (fault) {

@@ -12,6 +12,7 @@
 #include "buffer.h"
 #include "sign.h"
 #include "utf8.h"
+#include "watch.h"
 
 static const char *layout_name(enum bdfs_layout layout)
 {
@@ -147,7 +148,7 @@ static void print_stats(struct bd_buffer *b, struct bdfs_models *m, const struct
 	bd_buffer_printf(b, ",");
 	string(b, "user", use->user);
 	bd_buffer_printf(b, ",");
-	string(b, "watch", use->watch);
+	string(b, "watch", bdfs_watch_method(use->watch));
 	bd_buffer_printf(b, "},\n");
 	stats_bases(b, m);
 	stats_models(b, m);
@@ -220,7 +221,8 @@ static void print_status(struct bd_buffer *b, struct bdfs_models *m, const struc
 	bd_buffer_printf(b, "in use    %u threads, readahead %u KiB, %s, inputs %s, passthrough %s, %s, "
 			 "sandbox %s, user %s\n", use->threads, use->readahead,
 			 bd_cpu_name(bd_cpu_best()), use->mapped ? "mapped" : "read",
-			 use->passthrough ? "yes" : "no", use->watch, use->sandbox, use->user);
+			 use->passthrough ? "yes" : "no", bdfs_watch_method(use->watch),
+			 use->sandbox, use->user);
 	for (size_t i = 0; i < m->count; i++) {
 		bd_buffer_printf(b, "model     ");
 		plain(b, m->list[i]->directory);

@@ -4,6 +4,8 @@
 
 #include "tree.h"
 
+struct bdfs_watch;
+
 /* What a mount really uses. Filled in by mount.c before the first request, but for `passthrough`. */
 struct bdfs_in_use {
 	const char *source, *mountpoint; /* borrowed; the latter absolute */
@@ -11,7 +13,7 @@ struct bdfs_in_use {
 	unsigned readahead;              /* KiB; 0: the kernel's own */
 	char sandbox[32];                /* "landlock 7", or "none" */
 	char user[64];                   /* name of the user that the daemon runs as, or its number */
-	const char *watch;               /* "inotify", "polling", "off" */
+	const struct bdfs_watch *watch;  /* NULL: none */
 	atomic_bool passthrough;         /* real files are read by the kernel; see ops.c */
 	bool mapped;                     /* inputs are mapped and not read */
 	time_t mounted_at;

@@ -310,25 +310,24 @@ static int model_of_base(struct bdfs_model **out, struct bdfs_base *base, enum b
 
 /* Which base a delta belongs to: the one with the digest that it names, or else one that has all tensors it
  * needs. */
-static int find_base(const struct bdfs_models *models, const struct bd_delta *d,
+static int find_base(struct bdfs_base *const *bases, size_t count, const struct bd_delta *d,
 		     struct bdfs_base **base, struct bd_error *err)
 {
 	int r;
 
-	for (size_t i = 0; i < models->base_count; i++)
-		if (!strcmp(models->bases[i]->base->digest, d->base_digest)) {
-			*base = models->bases[i];
+	for (size_t i = 0; i < count; i++)
+		if (!strcmp(bases[i]->base->digest, d->base_digest)) {
+			*base = bases[i];
 			return bd_delta_check_base(d, (*base)->base, err);
 		}
-	for (size_t i = 0; i < models->base_count; i++) {
-		*base = models->bases[i];
+	for (size_t i = 0; i < count; i++) {
+		*base = bases[i];
 		r = bd_delta_check_base(d, (*base)->base, err);
-		if (r == 0 || models->base_count == 1)
+		if (r == 0 || count == 1)
 			return r;
 	}
 	return bd_error_set(err, -EINVAL, "%s was made from base '%s', which is none of the %zu bases of "
-			    "this mount; add it with base=", d->file->path, d->base_label,
-			    models->base_count);
+			    "this mount; add it with base=", d->file->path, d->base_label, count);
 }
 
 static int open_view(struct bd_view **view, struct bdfs_model *m, struct bd_error *err)
@@ -420,7 +419,7 @@ struct scan {
 	size_t rejected_count, rejected_capacity;
 	bool first;                 /* the mount is being made: deltas given by name must be good */
 	bool retry;
-	bool changed;
+	bool changed, unsettled;
 };
 
 static void rejected_clear(struct bdfs_rejected *list, size_t count)
@@ -556,7 +555,6 @@ static struct bdfs_model *find_known(struct bdfs_model *const *known, size_t cou
 static int examine(struct scan *s, const struct bdfs_source *source, const char *entry,
 		   const char *path, struct bdfs_model **model, struct bd_error *err)
 {
-	struct bdfs_models view_of = *s->models; /* with the bases of this scan */
 	struct bdfs_base *base = NULL;
 	struct bd_view *view = NULL;
 	struct bd_delta *d;
@@ -564,12 +562,11 @@ static int examine(struct scan *s, const struct bdfs_source *source, const char 
 
 	if (r < 0)
 		return r;
-	view_of.bases = s->bases;
-	if (!bd_name_is_component(d->name, strlen(d->name)))
+	if (!bd_name_is_component(d->name, strlen(d->name)) || !strcmp(d->name, ".bitdelta"))
 		r = bd_error_set(err, -EINVAL, "%s: \"%s\" cannot be the name of a directory; rename the "
 				 "file", path, d->name);
 	if (r == 0)
-		r = find_base(&view_of, d, &base, err);
+		r = find_base(s->bases, s->models->base_count, d, &base, err);
 	if (r == 0)
 		r = bd_view_open(&view, d, base->base, err);
 	if (r < 0) {
@@ -642,8 +639,9 @@ static int look_at(struct scan *s, struct candidate *c, struct bdfs_model *const
 		return 0;
 	}
 	was = find_rejected(s->models, c->path);
+	/* A new mode or owner may be what was missing, so here the same means all of it. */
 	if (was && !was->transient && !s->retry && was->source == source &&
-	    same_file(&was->frozen, &c->st)) {
+	    bd_file_same(&was->frozen, &c->st)) {
 		c->examined = true;
 		c->result = -EINVAL;
 		bd_error_set(&c->why, -EINVAL, "%s", was->reason);
@@ -668,6 +666,7 @@ static int settle(struct scan *s, struct candidate *c, struct bd_error *err)
 	}
 	if (c->result == -ENOENT && !S_ISLNK(c->st.st_mode))
 		return 0;
+	s->unsettled |= is_transient(c->result);
 	if (is_transient(c->result) && c->known && current_base(s, c->known->base)) {
 		/* Its successor cannot be opened just now. */
 		bdfs_model_get(c->known);
@@ -953,6 +952,7 @@ static int scan(struct bdfs_models *models, bool first, bool retry, bool *change
 		return r;
 	}
 	*changed = s.changed || !same_list(&s);
+	atomic_store(&models->unsettled, s.unsettled);
 
 	pthread_mutex_lock(&models->lock);
 	bases = models->bases;

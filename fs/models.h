@@ -94,6 +94,7 @@ struct bdfs_models {
 	struct bdfs_counters totals;
 	struct bdfs_latency latency;
 	_Atomic uint64_t reloads; /* scans that changed something */
+	atomic_bool unsettled;    /* at the last scan memory or descriptors were short: scan again soon */
 	pthread_mutex_t lock;     /* guards what follows; only bdfs_models_scan changes it */
 	struct bdfs_base **bases;
 	size_t base_count;
@@ -125,7 +126,8 @@ void bdfs_models_close(struct bdfs_models *models); /* NULL allowed; no model ma
  * and at bases that have: a base that is what it was before, such as one downloaded anew, is taken.
  * *changed says whether the list or the rejected ones are others now. Never removes a model because
  * memory or descriptors are short, or a directory cannot be read.
- * Errors: -ENOMEM; everything is then as before. */
+ * Errors: -ENOMEM, and with RETRY those of opening the files of a base that is shown; what is listed is then
+ * as before. */
 int bdfs_models_scan(struct bdfs_models *models, bool retry, bool *changed, struct bd_error *err);
 /* After a scan: what it found can be seen now. */
 void bdfs_models_shown(struct bdfs_models *models);

@@ -200,6 +200,7 @@ static int start(struct server *s, struct bd_error *err)
 	fuse_messages = s->log;
 	fuse_set_log_func(log_fuse);
 	bdfs_mountpoint_note(&s->mounted);
+	s->ops.device = fuse_session_fd(s->session);
 	s->ops.use.source = s->options->source;
 	s->ops.use.mountpoint = s->mounted.path;
 	s->ops.use.threads = s->options->threads ? s->options->threads : default_threads();
@@ -330,7 +331,7 @@ static void daemon_run(struct server *s, pid_t parent, int report_fd)
 	if (r == 0)
 		r = bdfs_watch_start(&s->ops.watch, s->models, s->tree, s->session, s->log, &err);
 	if (r == 0) {
-		s->ops.use.watch = bdfs_watch_method(s->ops.watch);
+		s->ops.use.watch = s->ops.watch;
 		pthread_sigmask(SIG_SETMASK, &s->signals.mask, NULL);
 		r = loop(s, &err);
 		bdfs_signals_hold(&unused); /* another one must not spoil the end */

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -315,28 +316,32 @@ static void pass_through(fuse_req_t req, struct handle *h, struct fuse_file_info
 	pthread_mutex_unlock(&ops->backings);
 }
 
-static void end_pass_through(fuse_req_t req, struct handle *h)
+/* libfuse's fuse_passthrough_close wants a request, which is gone where opening was interrupted. */
+#define BACKING_CLOSE _IOW(229, 2, uint32_t) /* FUSE_DEV_IOC_BACKING_CLOSE of Linux 6.9 */
+
+static void end_pass_through(struct bdfs_ops *ops, struct handle *h)
 {
-	struct bdfs_ops *ops = ops_of(req);
+	uint32_t backing;
 
 	pthread_mutex_lock(&ops->backings);
-	if (!--h->shared->handles && h->shared->backing) {
-		fuse_passthrough_close(req, h->shared->backing);
+	backing = (uint32_t)h->shared->backing;
+	if (!--h->shared->handles && backing) {
+		if (ioctl(ops->device, BACKING_CLOSE, &backing) < 0)
+			bdfs_log_limited(ops->log, LOG_WARNING, "%s: the kernel does not let go of it: %s",
+					 h->real->path, strerror(errno));
 		h->shared->backing = 0;
 	}
 	pthread_mutex_unlock(&ops->backings);
 }
 #endif
 
-static void handle_close(fuse_req_t req, struct handle *h)
+static void handle_close(struct bdfs_ops *ops, struct handle *h)
 {
-	struct bdfs_ops *ops = ops_of(req);
-
 	if (h->view)
 		bdfs_model_release(ops->models, h->node->model, h->node->file);
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
 	if (h->shared)
-		end_pass_through(req, h);
+		end_pass_through(ops, h);
 #endif
 	if (h->node->model) {
 		atomic_fetch_sub_explicit(&h->node->model->counters.open_files, 1, memory_order_relaxed);
@@ -431,7 +436,7 @@ static int handle_open(fuse_req_t req, const struct bdfs_node *node, struct fuse
 		*handle = h;
 		return 0;
 	}
-	handle_close(req, h);
+	handle_close(ops, h);
 	if (r == -ESTALE && is_superseded(ops, m))
 		return r; /* the kernel looks the name up again and opens what it stands for now */
 	count_error(ops, m);
@@ -458,7 +463,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	} else {
 		fi->fh = (uintptr_t)h;
 		if (fuse_reply_open(req, fi) < 0) /* interrupted: there will be no release */
-			handle_close(req, h);
+			handle_close(ops, h);
 	}
 	bdfs_tree_put(ops->tree, node, 1);
 }
@@ -466,7 +471,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
-	handle_close(req, (struct handle *)(uintptr_t)fi->fh);
+	handle_close(ops_of(req), (struct handle *)(uintptr_t)fi->fh);
 	fuse_reply_err(req, 0);
 }
 
@@ -522,7 +527,11 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
 	if (size > h->size - (uint64_t)offset)
 		size = (size_t)(h->size - (uint64_t)offset);
 	w = worker_get(ops, size);
-	if (w && h->text) {
+	if (!w && h->text) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	if (h->text) {
 		/* Not out of the handle: as soon as the reader has its bytes, another thread may close it. */
 		memcpy(w->buffer, h->text + offset, size);
 		fuse_reply_buf(req, w->buffer, size);

@@ -26,6 +26,7 @@ struct bdfs_ops {
 	struct bdfs_tree *tree;
 	struct bdfs_log *log;
 	struct bdfs_watch *watch;     /* NULL: none */
+	int device;                   /* the session's descriptor; to be filled before the loop */
 	struct bdfs_in_use use;       /* to be filled before the loop */
 	pthread_key_t worker;         /* private: struct worker of a thread */
 	pthread_mutex_t backings;     /* private: guards `handles` and `backing` of all files */

@@ -12,6 +12,7 @@
 #include "mountinfo.h"
 
 #define ARGUMENTS 256
+#define LIMIT ((size_t)16 << 20) /* bytes; whoever mounted there need not be a friend */
 
 /* All of a small file, with a NUL after it; NULL and errno. Neither /proc nor .bitdelta tell sizes. */
 static char *read_all(const char *path, size_t *size)
@@ -24,6 +25,10 @@ static char *read_all(const char *path, size_t *size)
 	if (fd < 0)
 		return NULL;
 	for (*size = 0; n > 0; *size += (size_t)n) {
+		if (*size > LIMIT) {
+			errno = EFBIG;
+			break;
+		}
 		if (capacity - *size < 2) {
 			capacity = capacity ? 2 * capacity : 65536;
 			longer = realloc(text, capacity);

@@ -122,6 +122,13 @@ static void take_report(const struct bdfs_supervisor *s, struct outcome *o, int 
 	*fd = -1;
 }
 
+/* Is there a connection that ought to end? Not any more where the daemon found it gone: its number may be
+ * that of a newer mount by now. */
+static bool is_ending(const struct outcome *o)
+{
+	return o->told ? o->report.code != 0 : o->asked;
+}
+
 static void wait_for_daemon(const struct bdfs_supervisor *s, struct outcome *o, struct bd_error *why)
 {
 	struct pollfd fds[2] = { { .events = POLLIN }, { .fd = s->report_fd, .events = POLLIN } };
@@ -132,7 +139,7 @@ static void wait_for_daemon(const struct bdfs_supervisor *s, struct outcome *o, 
 	held_set(&set);
 	fds[0].fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	while (waitpid(s->daemon, &o->status, fds[0].fd < 0 ? 0 : WNOHANG) == 0) {
-		if (poll(fds, 2, (o->asked || o->told) && !aborted ? PATIENCE : -1) == 0) {
+		if (poll(fds, 2, is_ending(o) && !aborted ? PATIENCE : -1) == 0) {
 			/* Its last thread may wait for the kernel, and the kernel for an answer of another. */
 			bdfs_log_write(s->log, LOG_WARNING, "the daemon does not end: closing its "
 				       "connection");
@@ -143,7 +150,7 @@ static void wait_for_daemon(const struct bdfs_supervisor *s, struct outcome *o, 
 		while (read(fds[0].fd, &info, sizeof(info)) == (ssize_t)sizeof(info))
 			if (pass_on(s, (int)info.ssi_signo))
 				o->asked = true;
-		if (fds[1].revents)
+		if (fds[1].fd >= 0 && fds[1].revents)
 			take_report(s, o, &fds[1].fd, why);
 	}
 	if (fds[1].fd >= 0)

@@ -117,7 +117,8 @@ static bool wait_for_events(struct bdfs_watch *w, bool *retry)
 		timeout = SETTLE;
 	}
 	*retry = atomic_exchange(&hangup, false);
-	return due || *retry || bdfs_models_is_stale(w->models);
+	return due || *retry || bdfs_models_is_stale(w->models) ||
+	       atomic_load(&w->models->unsettled);
 }
 
 /* Names are looked up anew each time, so nobody depends on this; but what the kernel has forgotten can be

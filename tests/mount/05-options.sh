@@ -113,10 +113,10 @@ touch "$W/dir/.hidden.bdelta" "$W/dir/readme.txt"
 text=$("$MOUNT" "$B" "$M" -o "deltas=$W/dir" 2>&1)
 same "a directory with bad deltas: exit status" 0 $?
 same "a directory with bad deltas: the good ones" "one two" "$(ls "$M" | paste -sd' ')"
-for name in bad stranger directory; do
+for name in bad stranger directory dangling; do
 	check "a warning about $name" grep -q "warning:.*dir/$name.bdelta" <<<"$text"
 done
-same "no other warnings" 3 "$(wc -l <<<"$text")"
+same "no other warnings" 4 "$(wc -l <<<"$text")"
 unmount "$M"
 
 # The log.

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -96,8 +97,8 @@ static void maps(void **state)
 	assert_null(run(&s));
 	assert_int_equal(s.sum, (uint64_t)SIZE * 'x');
 	assert_true(bd_file_is_cached(f, SIZE, 0));
-	bd_file_unload(f, SIZE, 0);
-	bd_file_unload(f, 10, SIZE - 10);
+	bd_file_used(f, SIZE, 0);
+	bd_file_used(f, 10, SIZE - 10);
 	assert_null(run(&s));
 	assert_int_equal(s.sum, (uint64_t)SIZE * 'x');
 	bd_file_close(f);
@@ -105,6 +106,52 @@ static void maps(void **state)
 	bd_file_map(f);
 	assert_null(f->map);
 	bd_file_close(f);
+}
+
+static size_t mapped_memory(void)
+{
+	FILE *f = fopen("/proc/self/status", "r");
+	char line[200];
+	size_t kib = 0;
+
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "RssFile: %zu", &kib) == 1)
+			break;
+	fclose(f);
+	return kib * 1024;
+}
+
+/* However much is read from maps, the process stays small. */
+static void stays_small(void **state)
+{
+	const size_t size = 2 * BD_FILE_RESIDENT + SIZE;
+	char *path = filled();
+	struct bd_file *files[2];
+	size_t before, most = 0;
+
+	(void)state;
+	assert_int_equal(truncate(path, (off_t)size), 0);
+	before = mapped_memory();
+	for (int i = 0; i < 2; i++) {
+		files[i] = opened(path);
+		bd_file_map(files[i]);
+		assert_non_null(files[i]->map);
+	}
+	for (size_t at = 0; at < 2 * size; at += SIZE) {
+		struct bd_file *f = files[at >= size];
+		struct sum s = { f->map + at % size, SIZE, 0 };
+		size_t now;
+
+		assert_null(run(&s));
+		bd_file_used(f, SIZE, at % size);
+		now = mapped_memory();
+		most = now > most ? now : most;
+	}
+	assert_true(most > before);
+	assert_true(most - before <= BD_FILE_RESIDENT + 4 * SIZE);
+	for (int i = 0; i < 2; i++)
+		bd_file_close(files[i]);
 }
 
 /* The first page that is missing is the one that is named, and the rest stays readable. */
@@ -141,7 +188,7 @@ static void *read_always(void *argument)
 		struct sum s = { r->file->map, SIZE, 0 };
 		const uint8_t *fault = run(&s);
 
-		bd_file_unload(r->file, SIZE, 0);
+		bd_file_used(r->file, SIZE, 0);
 		if (fault ? fault < r->file->map || fault >= r->file->map + SIZE :
 		    s.sum > (uint64_t)SIZE * 'x')
 			r->wrong++;
@@ -261,6 +308,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(needs_handler),
 		cmocka_unit_test(maps),
+		cmocka_unit_test(stays_small),
 		cmocka_unit_test(truncated),
 		cmocka_unit_test(truncated_in_threads),
 		cmocka_unit_test(limited_memory),

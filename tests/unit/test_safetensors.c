@@ -667,9 +667,16 @@ static void reads_files(void **state)
 		assert_int_equal(read_path(path), -EINVAL);
 	path = td_safetensors(dir, "changed", &t, 1, NULL);
 	assert_int_equal(bd_file_open(&file, path, &err), 0);
-	assert_int_equal(unlink(path), 0);
+	td_write(dir, "changed", data, size - 1);
 	assert_int_equal(bd_safetensors_read(&st, file, &err), -EIO);
 	assert_null(st);
+	bd_file_close(file);
+	/* Without a name it has its contents still. */
+	path = td_safetensors(dir, "deleted", &t, 1, NULL);
+	assert_int_equal(bd_file_open(&file, path, &err), 0);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(bd_safetensors_read(&st, file, &err), 0);
+	bd_safetensors_free(st);
 	bd_file_close(file);
 }
 
