@@ -65,9 +65,9 @@ static int header_length(const char *data, size_t size, uint64_t file_size, cons
 	if (*length == 0)
 		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header is empty", what);
 	if (*length > BD_MAX_HEADER)
-		return bd_error_set(err, -EINVAL, "%s: at byte 0: a header of %" PRIu64 " bytes "
-				    "(at most %u are allowed); this is no safetensors file", what,
-				    *length, BD_MAX_HEADER);
+		/* Without the number: it would show the first bytes of what may be nobody's business. */
+		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header claims more than the %u bytes "
+				    "that are allowed; this is no safetensors file", what, BD_MAX_HEADER);
 	if (*length > file_size - 8)
 		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header has %" PRIu64 " "
 				    "bytes, but only %" PRIu64 " follow; the file is cut short or "

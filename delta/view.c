@@ -27,6 +27,9 @@
 
 _Static_assert(BD_FILE_SLACK >= BD_SIGN_SLACK, "bits may end at the end of the file");
 
+/* Bytes of all open files that are kept in memory, of all views: it is the process's memory. */
+static atomic_uint_fast64_t inflated;
+
 enum source { FROM_MEMORY, FROM_FILE, FROM_SIGN };
 
 struct bd_piece {
@@ -200,12 +203,31 @@ void bd_view_close(struct bd_view *v)
 		return;
 	for (size_t i = 0; i < v->file_count; i++) {
 		free(v->files[i].pieces);
+		if (v->files[i].data) /* was never released */
+			atomic_fetch_sub(&inflated, v->files[i].size);
 		free(v->files[i].data);
 	}
 	free(v->files);
 	pthread_mutex_destroy(&v->lock);
 	bd_delta_close(v->delta);
 	free(v);
+}
+
+/* A small delta can hold a lot of zeros, and anybody may open its files. */
+static int inflate(struct bd_view *v, struct bd_view_file *f, const struct bd_delta_file *from,
+		   struct bd_error *err)
+{
+	int rc;
+
+	if (atomic_fetch_add(&inflated, f->size) + f->size > BD_VIEW_INFLATED)
+		rc = bd_error_set(err, -ENOMEM, "%s: file '%s' in it has %" PRIu64 " bytes, and those that "
+				  "are open already take too much memory", v->delta->file->path, f->name,
+				  f->size);
+	else
+		rc = bd_delta_inflate(v->delta, from, &f->data, err);
+	if (rc < 0)
+		atomic_fetch_sub(&inflated, f->size);
+	return rc;
 }
 
 int bd_view_acquire(struct bd_view *v, size_t index, struct bd_error *err)
@@ -217,7 +239,7 @@ int bd_view_acquire(struct bd_view *v, size_t index, struct bd_error *err)
 		return 0;
 	pthread_mutex_lock(&v->lock);
 	if (f->users == 0)
-		rc = bd_delta_inflate(v->delta, &v->delta->files[index], &f->data, err);
+		rc = inflate(v, f, &v->delta->files[index], err);
 	if (rc == 0)
 		f->users++;
 	pthread_mutex_unlock(&v->lock);
@@ -234,6 +256,7 @@ void bd_view_release(struct bd_view *v, size_t index)
 	if (--f->users == 0) {
 		free(f->data);
 		f->data = NULL;
+		atomic_fetch_sub(&inflated, f->size);
 	}
 	pthread_mutex_unlock(&v->lock);
 }

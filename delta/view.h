@@ -50,6 +50,7 @@ void bd_view_close(struct bd_view *view); /* NULL allowed; closes the delta */
 
 /* Make file INDEX ready for reading, and end that. They nest; every bd_view_read must lie
  * between the two. Files that are not safetensors are inflated here. */
+#define BD_VIEW_INFLATED ((uint64_t)1 << 30) /* bytes of such files of all views; more are -ENOMEM */
 int bd_view_acquire(struct bd_view *view, size_t index, struct bd_error *err);
 void bd_view_release(struct bd_view *view, size_t index);
 

@@ -90,7 +90,7 @@ static void stats_bases(struct bd_buffer *b, const struct bdfs_models *m)
 		string(b, "path", base->path);
 		bd_buffer_printf(b, ",\"digest\":\"%s\",\"tensors\":%zu,\"bytes\":%" PRIu64
 				 ",\"models\":%zu,", base->base->digest, base->base->count,
-				 base->base->checkpoint->tensor_bytes, models_of(m, base));
+				 base->bytes, models_of(m, base));
 		string(b, "problem", well ? NULL : err.text);
 		bd_buffer_printf(b, "}");
 	}
@@ -178,8 +178,11 @@ static const char *amount(uint64_t bytes, char text[32])
 /* Names of files go to somebody's terminal. */
 static void plain(struct bd_buffer *b, const char *text)
 {
+	bool clean = bd_utf8_is_plain(text, strlen(text));
+
 	for (; *text; text++)
-		bd_buffer_printf(b, "%c", (unsigned char)*text < ' ' || *text == 0x7f ? '?' : *text);
+		bd_buffer_printf(b, "%c", clean || ((unsigned char)*text >= ' ' && (unsigned char)*text <= '~')
+				 ? *text : '?');
 }
 
 static void print_status(struct bd_buffer *b, struct bdfs_models *m, const struct bdfs_in_use *use,
@@ -199,16 +202,15 @@ static void print_status(struct bd_buffer *b, struct bdfs_models *m, const struc
 
 		bd_buffer_printf(b, "base      ");
 		plain(b, m->bases[i]->path);
-		bd_buffer_printf(b, ": %s, %zu models\n",
-				 amount(m->bases[i]->base->checkpoint->tensor_bytes, one),
-				 models_of(m, m->bases[i]));
+		bd_buffer_printf(b, ": %s, %zu fine-tune%s\n", amount(m->bases[i]->bytes, one),
+				 models_of(m, m->bases[i]), models_of(m, m->bases[i]) == 1 ? "" : "s");
 		if (bd_base_check(m->bases[i]->base, &err) < 0) {
 			bd_buffer_printf(b, "          PROBLEM: ");
 			plain(b, err.text);
 			bd_buffer_printf(b, "\n");
 		}
 	}
-	bd_buffer_printf(b, "models    %zu, showing %s, kept in %s\n", m->count,
+	bd_buffer_printf(b, "models    %zu; the fine-tunes show %s and are kept in %s\n", m->count,
 			 amount(sums.virtual_bytes, one), amount(sums.stored_bytes, two));
 	bd_buffer_printf(b, "reads     %" PRIu64 ", %s given out, of %s base and %s delta; %" PRIu64
 			 " errors\n", bdfs_counted(&m->totals.reads),

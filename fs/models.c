@@ -15,6 +15,9 @@
 
 /* Views that nobody uses are kept, this many of them: loaders open the same files several times. */
 #define IDLE_VIEWS 32
+/* Less of them where they are large. */
+#define IDLE_BYTES ((size_t)64 << 20)
+#define MAX_TOLD 20 /* bad deltas that one scan puts into the log */
 
 /* One item of deltas=: a directory, or one file in it. */
 struct bdfs_source {
@@ -22,6 +25,7 @@ struct bdfs_source {
 	char *real;  /* where the descriptor led to when it was opened */
 	int fd;      /* of the directory */
 	char *only;  /* the one file that was given by name; NULL: all *.bdelta */
+	char *problem; /* a sentence: the directory that has the path now cannot be opened; else NULL */
 	int64_t scanned; /* the directory's mtime when it was last looked at, in ns */
 	_Atomic int64_t shown; /* the same, of what the tree shows */
 };
@@ -39,9 +43,15 @@ static bool is_transient(int code)
 	return code == -ENOMEM || code == -EMFILE || code == -ENFILE;
 }
 
+/* To tell two apart: times after 2262 wrap. */
 static int64_t nanoseconds(struct timespec t)
 {
-	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+	return (int64_t)((uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec);
+}
+
+static bool is_later(struct timespec a, struct timespec b)
+{
+	return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
 }
 
 static bool same_time(struct timespec a, struct timespec b)
@@ -76,9 +86,24 @@ static char *absolute(const char *path)
 
 /* --- bases --- */
 
+/* 0 where that is not there. */
+static uint64_t size_below(const char *directory, const char *name)
+{
+	struct stat st = { 0 };
+	char *path;
+
+	if (asprintf(&path, "%s/%s", directory, name) < 0)
+		return 0;
+	if (stat(path, &st) < 0)
+		st.st_size = 0;
+	free(path);
+	return (uint64_t)st.st_size;
+}
+
 static int base_open(struct bdfs_base **out, const char *path, struct bd_error *err)
 {
 	struct bdfs_base *b = calloc(1, sizeof(*b));
+	const struct bd_checkpoint *c;
 	int r;
 
 	if (!b)
@@ -91,6 +116,11 @@ static int base_open(struct bdfs_base **out, const char *path, struct bd_error *
 		free(b);
 		return r;
 	}
+	c = b->base->checkpoint;
+	for (size_t i = 0; i < c->shard_count; i++)
+		b->bytes += c->shards[i].file->size;
+	for (size_t i = 0; i < c->sidecar_count; i++)
+		b->bytes += size_below(c->path, c->sidecars[i]);
 	*out = b;
 	return 0;
 }
@@ -129,6 +159,7 @@ static void idle_remove(struct bdfs_models *models, struct bdfs_model *m)
 	*(m->newer ? &m->newer->older : &models->newest) = m->older;
 	m->older = m->newer = NULL;
 	models->idle--;
+	models->idle_bytes -= m->view_bytes;
 }
 
 void bdfs_model_get(struct bdfs_model *model)
@@ -207,6 +238,8 @@ static int describe_files(struct bdfs_model *m, const struct bd_delta *d)
 			f->stored = from->stored->size;
 			continue;
 		}
+		/* What the parsed header and the entries of the manifest take, about. */
+		m->view_bytes += 8 * from->st->header_size;
 		f->real = verbatim(from, m->base->base);
 		for (size_t e = 0; e < from->st->count; e++) {
 			f->encodings |= 1u << from->entries[e].encoding;
@@ -295,7 +328,7 @@ static int model_of_base(struct bdfs_model **out, struct bdfs_base *base, enum b
 			f->size = f->stored = f->real->size;
 			f->encodings = shard ? 1u << BD_SAME : 0;
 			m->virtual_bytes += f->size;
-			if (nanoseconds(f->real->frozen.st_mtim) > nanoseconds(m->mtime))
+			if (is_later(f->real->frozen.st_mtim, m->mtime))
 				m->mtime = f->real->frozen.st_mtim;
 		}
 		*(shard ? &s : &o) += 1;
@@ -383,9 +416,23 @@ int bdfs_model_acquire(struct bdfs_models *models, struct bdfs_model *m, size_t 
 	return 0;
 }
 
+/* An idle view that is one too many, for the caller to close; NULL: none is. */
+static struct bd_view *take_surplus(struct bdfs_models *models)
+{
+	struct bdfs_model *last = models->oldest;
+	struct bd_view *view;
+
+	if (models->idle <= IDLE_VIEWS && models->idle_bytes <= IDLE_BYTES)
+		return NULL;
+	view = last->view;
+	last->view = NULL;
+	idle_remove(models, last);
+	return view;
+}
+
 void bdfs_model_release(struct bdfs_models *models, struct bdfs_model *m, size_t index)
 {
-	struct bd_view *surplus = NULL;
+	struct bd_view *surplus;
 
 	if (index != SIZE_MAX) /* the view alone, where the file could not be acquired */
 		bd_view_release(m->view, index);
@@ -395,16 +442,15 @@ void bdfs_model_release(struct bdfs_models *models, struct bdfs_model *m, size_t
 		m->newer = NULL;
 		*(m->older ? &m->older->newer : &models->oldest) = m;
 		models->newest = m;
-		if (++models->idle > IDLE_VIEWS) {
-			struct bdfs_model *last = models->oldest;
-
-			surplus = last->view;
-			last->view = NULL;
-			idle_remove(models, last);
-		}
+		models->idle++;
+		models->idle_bytes += m->view_bytes;
+	}
+	while ((surplus = take_surplus(models))) {
+		pthread_mutex_unlock(&models->views);
+		bd_view_close(surplus);
+		pthread_mutex_lock(&models->views);
 	}
 	pthread_mutex_unlock(&models->views);
-	bd_view_close(surplus);
 }
 
 /* --- scanning --- */
@@ -420,6 +466,7 @@ struct scan {
 	bool first;                 /* the mount is being made: deltas given by name must be good */
 	bool retry;
 	bool changed, unsettled;
+	unsigned told; /* of those that were rejected, to the log */
 };
 
 static void rejected_clear(struct bdfs_rejected *list, size_t count)
@@ -490,12 +537,18 @@ static int scan_reject(struct scan *s, const struct bdfs_source *source, const c
 	return 0;
 }
 
+static int by_path(const void *a, const void *b)
+{
+	return strcmp(((const struct bdfs_rejected *)a)->path, ((const struct bdfs_rejected *)b)->path);
+}
+
 static const struct bdfs_rejected *find_rejected(const struct bdfs_models *models, const char *path)
 {
-	for (size_t i = 0; i < models->rejected_count; i++)
-		if (!strcmp(models->rejected[i].path, path))
-			return &models->rejected[i];
-	return NULL;
+	const struct bdfs_rejected wanted = { .path = (char *)path };
+
+	if (!models->rejected_count)
+		return NULL;
+	return bsearch(&wanted, models->rejected, models->rejected_count, sizeof(wanted), by_path);
 }
 
 /* Reject, and say so where it was not known. */
@@ -506,7 +559,9 @@ static int scan_fault(struct scan *s, const struct bdfs_source *source, const ch
 	const struct bdfs_rejected *known = find_rejected(s->models, path);
 
 	if (!known || strcmp(known->reason, reason)) {
-		bdfs_log_write(s->models->log, LOG_WARNING, "left out: %s", reason);
+		/* Whoever mounts reads all; later, others decide how many there are. */
+		if (s->first || s->told++ < MAX_TOLD)
+			bdfs_log_write(s->models->log, LOG_WARNING, "left out: %s", reason);
 		s->changed = true;
 	}
 	return scan_reject(s, source, path, st, reason, transient, err);
@@ -653,6 +708,7 @@ static int look_at(struct scan *s, struct candidate *c, struct bdfs_model *const
 static int settle(struct scan *s, struct candidate *c, struct bd_error *err)
 {
 	struct bdfs_model *m = c->model;
+	bool passing; /* a fault that may go away by itself */
 
 	if (!c->path)
 		return 0;
@@ -666,9 +722,10 @@ static int settle(struct scan *s, struct candidate *c, struct bd_error *err)
 	}
 	if (c->result == -ENOENT && !S_ISLNK(c->st.st_mode))
 		return 0;
-	s->unsettled |= is_transient(c->result);
-	if (is_transient(c->result) && c->known && current_base(s, c->known->base)) {
-		/* Its successor cannot be opened just now. */
+	passing = is_transient(c->result) || c->result == -EIO || c->result == -ESTALE;
+	s->unsettled |= passing;
+	if (passing && c->known && current_base(s, c->known->base)) {
+		/* Its successor cannot be read just now. */
 		bdfs_model_get(c->known);
 		return scan_add(s, c->known, err);
 	}
@@ -676,7 +733,7 @@ static int settle(struct scan *s, struct candidate *c, struct bd_error *err)
 		bd_error_set(&c->why, c->result, "%s: is a link to a file that may not be read (one that "
 			     "came later and leads out of the directories of the mount is followed "
 			     "after mounting again, or with nosandbox)", c->path);
-	return scan_fault(s, c->source, c->path, &c->st, c->why.text, is_transient(c->result), err);
+	return scan_fault(s, c->source, c->path, &c->st, c->why.text, passing, err);
 }
 
 static int scan_entries(struct scan *s, const struct bdfs_source *source, const char *const *entries,
@@ -741,12 +798,14 @@ static int open_directory(const struct bdfs_source *source)
 
 /* Where the directory was deleted or moved away, the one that has its path now is meant. Comparing places
  * and not inodes: what has the path may also be the mount itself, which covers the directory. */
-static void follow_path(struct bdfs_source *source, struct bdfs_log *log)
+static void follow_path(struct bdfs_source *source)
 {
 	char *place = place_of(source->fd);
 	struct stat st;
 	int fd;
 
+	free(source->problem);
+	source->problem = NULL;
 	if (fstat(source->fd, &st) < 0 ||
 	    (st.st_nlink > 0 && (!place || !source->real || !strcmp(place, source->real)))) {
 		free(place);
@@ -755,9 +814,9 @@ static void follow_path(struct bdfs_source *source, struct bdfs_log *log)
 	free(place);
 	fd = open_directory(source);
 	if (fd < 0) {
-		bdfs_log_limited(log, LOG_WARNING, "%s: was deleted or moved, and what has its place now "
-				 "cannot be opened (%s); mount again to use it", source->path,
-				 strerror(errno));
+		if (asprintf(&source->problem, "%s: was deleted or moved, and what has its place now cannot "
+			     "be opened (%s); mount again to use it", source->path, strerror(errno)) < 0)
+			source->problem = NULL;
 		return;
 	}
 	dup3(fd, source->fd, O_CLOEXEC); /* the number stays: others may be using it */
@@ -770,12 +829,17 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 		       size_t known_count, struct bd_error *err)
 {
 	struct dirent **entries;
+	struct bd_error why = { 0 };
 	const char **names;
 	struct stat st;
 	int n, r = 0;
 
 	if (s->retry)
-		follow_path(source, s->models->log);
+		follow_path(source);
+	if (source->problem)
+		r = scan_fault(s, source, source->path, NULL, source->problem, false, err);
+	if (r < 0)
+		return r;
 	if (fstat(source->fd, &st) == 0) /* before listing: what comes later is seen by the next scan */
 		source->scanned = nanoseconds(st.st_mtim);
 	if (source->only)
@@ -789,9 +853,9 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 		if (s->first)
 			return bd_error_set(err, r, "%s: cannot read the directory: %s", source->path,
 					    strerror(-r));
-		bdfs_log_limited(s->models->log, LOG_WARNING, "%s: cannot read the directory: %s; its "
-				 "models stay as they were", source->path, strerror(-r));
-		r = 0;
+		bd_error_set(&why, r, "%s: cannot read the directory: %s; its models stay as they were",
+			     source->path, strerror(-r));
+		r = scan_fault(s, source, source->path, NULL, why.text, true, err);
 		for (size_t i = 0; r == 0 && i < known_count; i++)
 			if (known[i]->source == source) {
 				bdfs_model_get(known[i]);
@@ -897,9 +961,20 @@ static int scan_base_models(struct scan *s, struct bd_error *err)
 		if (m && m->base == s->bases[i]) {
 			bdfs_model_get(m);
 		} else {
-			r = model_of_base(&m, s->bases[i], models->layout, err);
-			if (r < 0)
+			struct bd_error why = { 0 };
+
+			r = model_of_base(&m, s->bases[i], models->layout, &why);
+			if (r < 0 && !s->first) { /* the fine-tunes are not to suffer */
+				bdfs_log_limited(models->log, LOG_WARNING, "%s: cannot be shown any more: %s",
+						 s->bases[i]->path, why.text);
+				r = 0;
+				continue;
+			}
+			if (r < 0) {
+				if (err)
+					*err = why;
 				return r;
+			}
 			bdfs_model_put(models, models->base_models[i]);
 			models->base_models[i] = m;
 			bdfs_model_get(m);
@@ -951,6 +1026,11 @@ static int scan(struct bdfs_models *models, bool first, bool retry, bool *change
 		scan_clear(&s);
 		return r;
 	}
+	if (s.rejected_count)
+		qsort(s.rejected, s.rejected_count, sizeof(*s.rejected), by_path);
+	if (s.told > MAX_TOLD)
+		bdfs_log_write(models->log, LOG_WARNING, "%u more were left out; bitdelta status lists them",
+			       s.told - MAX_TOLD);
 	*changed = s.changed || !same_list(&s);
 	atomic_store(&models->unsettled, s.unsettled);
 
@@ -1016,7 +1096,7 @@ static int add_source(struct bdfs_models *models, const char *path, struct bd_er
 	if (!*path)
 		return bd_error_set(err, -EINVAL, "the name of a delta is empty");
 	if (stat(path, &st) < 0)
-		return bd_error_set(err, -errno, "%s: %s", path, strerror(errno));
+		return bd_error_set(err, -errno, "the deltas %s: %s", path, strerror(errno));
 	whole = absolute(path);
 	if (!whole)
 		return no_memory(err);
@@ -1100,6 +1180,7 @@ void bdfs_models_close(struct bdfs_models *m)
 			close(m->sources[i].fd);
 		free(m->sources[i].path);
 		free(m->sources[i].real);
+		free(m->sources[i].problem);
 		free(m->sources[i].only);
 	}
 	free(m->sources);

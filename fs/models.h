@@ -38,6 +38,7 @@ struct bdfs_base {
 	atomic_uint users;
 	char *path;           /* absolute */
 	struct bd_base *base; /* owned */
+	uint64_t bytes;       /* of its files */
 };
 
 #define BDFS_REVISION 41 /* 40 hexadecimal digits, as commits have, and a NUL */
@@ -73,11 +74,12 @@ struct bdfs_model {
 	struct bd_file *file;    /* the delta, open: its contents stay when its name goes */
 	struct bd_view *view;    /* guarded by bdfs_models.views, as are the rest */
 	unsigned view_users;
+	size_t view_bytes;       /* what it takes, about */
 	bool opening;
 	struct bdfs_model *older, *newer; /* in the list of idle views */
 };
 
-/* A delta that is there and cannot be shown. */
+/* A delta that is there and cannot be shown, or a directory of deltas that cannot be read. */
 struct bdfs_rejected {
 	char *path;
 	char *reason;
@@ -111,6 +113,7 @@ struct bdfs_models {
 	pthread_cond_t opened;
 	struct bdfs_model *oldest, *newest;
 	unsigned idle;
+	size_t idle_bytes;
 };
 
 /* Open the bases and examine the deltas. A delta given by name must be good. One found in a directory

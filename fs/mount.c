@@ -541,6 +541,9 @@ int bdfs_mount(const struct bdfs_options *options, struct bdfs_sink sink, struct
 	struct server s = { .options = options, .broken = -1 };
 	int r = 0;
 
+	/* What the caller left open, such as a lock, must not stay open as long as the mount. */
+	if (!options->foreground)
+		close_range(STDERR_FILENO + 1, ~0u, 0);
 	raise_file_limit();
 	bdfs_fill_standard_descriptors();
 	bd_guard_install(); /* without it files are read and not mapped */

@@ -3,18 +3,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "mount.h"
 #include "mountinfo.h"
 
+#define PATIENCE 5000 /* ms */
 #define LAYERS 16 /* dead mounts above each other; more are no accident */
 
 static bool is_dead(int code)
@@ -41,6 +46,31 @@ static int resolve(const char *path, char **resolved)
 	return code;
 }
 
+/* Looking at a directory whose filesystem is stuck never ends, and cannot be interrupted but by SIGKILL: let
+ * somebody else do it. */
+static bool answers(const char *path)
+{
+	struct pollfd wait = { .events = POLLIN };
+	pid_t child = fork();
+	bool done;
+	char *unused;
+
+	if (child < 0)
+		return true; /* then we find out ourselves */
+	if (child == 0) {
+		resolve(path, &unused);
+		_exit(0);
+	}
+	wait.fd = (int)syscall(SYS_pidfd_open, child, 0);
+	done = wait.fd < 0 || poll(&wait, 1, PATIENCE) != 0;
+	if (!done)
+		kill(child, SIGKILL);
+	if (wait.fd >= 0)
+		close(wait.fd);
+	waitpid(child, NULL, 0);
+	return done;
+}
+
 static int check_mounted(const char *path, const char *source, struct bd_error *err)
 {
 	struct bdfs_mountinfo info;
@@ -62,6 +92,9 @@ int bdfs_mountpoint_find(const char *path, const char *source, bool keep, struct
 	char text[1200];
 	int r;
 
+	if (!answers(path))
+		return bd_error_set(err, -ETIMEDOUT, "%s: what is mounted there does not answer; unmount it "
+				    "first: bitdelta umount --lazy %s", path, path);
 	for (int layer = 0; ; layer++) {
 		r = resolve(path, resolved);
 		if (!is_dead(r) || keep || layer == LAYERS)
@@ -86,7 +119,8 @@ int bdfs_mountpoint_find(const char *path, const char *source, bool keep, struct
 		return bd_error_set(err, r, "%s: the filesystem mounted there has lost its daemon; "
 				    "unmount it first: bitdelta umount %s", path, path);
 	case -ENOENT:
-		return bd_error_set(err, r, "the mount point %s does not exist", path);
+		return bd_error_set(err, r, "the mount point %s does not exist; make it first: mkdir -p %s",
+				    path, path);
 	case -ENOTDIR:
 		return bd_error_set(err, r, "the mount point %s is not a directory", path);
 	default:

@@ -125,11 +125,15 @@ static bool is_root(const struct bdfs_node *node)
 	return node->parent == node;
 }
 
-/* Before the root is looked at: what was renamed into place a moment ago should be seen. */
+/* Before the root is looked at: what was renamed into place a moment ago should be seen. But not all threads
+ * may wait for that, or nobody would be left to serve files that are open. */
 static void refresh(struct bdfs_ops *ops)
 {
-	if (bdfs_models_is_stale(ops->models))
+	if (!bdfs_models_is_stale(ops->models))
+		return;
+	if (atomic_fetch_add(&ops->waiting, 1) < ops->use.threads / 2)
 		bdfs_watch_refresh(ops->watch);
+	atomic_fetch_sub(&ops->waiting, 1);
 }
 
 static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -191,24 +195,78 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	bdfs_tree_put(ops->tree, node, 1);
 }
 
+/* An open file or directory. Exactly one of view, real, text and listing says where its contents come from. */
+struct handle {
+	struct handle *next, *previous; /* of all that are open */
+	const struct bdfs_node *node;   /* with a reference */
+	struct bdfs_listing *listing;   /* of a directory */
+	struct bd_view *view;
+	struct bd_file *real;
+	const char *text;
+	char *owned;                    /* text that is this handle's */
+	uint64_t size;
+	struct bdfs_file *shared;       /* counts this handle, see pass_through; NULL: none does */
+};
+
+/* NULL: out of memory. */
+static struct handle *handle_new(struct bdfs_ops *ops, const struct bdfs_node *node)
+{
+	struct handle *h = calloc(1, sizeof(*h));
+
+	if (!h)
+		return NULL;
+	h->node = node;
+	bdfs_tree_hold(ops->tree, node);
+	pthread_mutex_lock(&ops->opened);
+	h->next = ops->handles;
+	if (h->next)
+		h->next->previous = h;
+	ops->handles = h;
+	pthread_mutex_unlock(&ops->opened);
+	return h;
+}
+
+static void handle_free(struct bdfs_ops *ops, struct handle *h)
+{
+	pthread_mutex_lock(&ops->opened);
+	if (h->next)
+		h->next->previous = h->previous;
+	*(h->previous ? &h->previous->next : &ops->handles) = h->next;
+	pthread_mutex_unlock(&ops->opened);
+	bdfs_listing_free(ops->tree, h->listing);
+	if (h->view)
+		bdfs_model_release(ops->models, h->node->model, h->node->file);
+	bdfs_tree_put(ops->tree, h->node, 1);
+	free(h->owned);
+	free(h);
+}
+
 static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct bdfs_ops *ops = ops_of(req);
 	const struct bdfs_node *node = bdfs_tree_get(ops->tree, ino);
-	struct bdfs_listing *listing = NULL;
+	struct handle *h = NULL;
 
-	if (node && is_root(node))
-		refresh(ops);
-	if (node && node->directory)
-		listing = bdfs_tree_list(ops->tree, node);
-	if (listing) {
-		fi->fh = (uintptr_t)listing;
-		fi->cache_readdir = fi->keep_cache = node->model != NULL;
-		if (fuse_reply_open(req, fi) < 0)
-			bdfs_listing_free(ops->tree, listing);
-	} else {
-		fuse_reply_err(req, !node ? ESTALE : node->directory ? ENOMEM : ENOTDIR);
+	if (!node || !node->directory) {
+		fuse_reply_err(req, node ? ENOTDIR : ESTALE);
+		goto out;
 	}
+	if (is_root(node))
+		refresh(ops);
+	h = handle_new(ops, node);
+	if (h)
+		h->listing = bdfs_tree_list(ops->tree, node);
+	if (h && h->listing) {
+		fi->fh = (uintptr_t)h;
+		fi->cache_readdir = fi->keep_cache = node->model != NULL;
+		if (fuse_reply_open(req, fi) == 0)
+			goto out;
+	} else {
+		fuse_reply_err(req, ENOMEM);
+	}
+	if (h)
+		handle_free(ops, h);
+out:
 	bdfs_tree_put(ops->tree, node, 1);
 }
 
@@ -217,7 +275,7 @@ static void list(fuse_req_t req, size_t size, off_t offset, const struct fuse_fi
 		 bool plus)
 {
 	struct bdfs_ops *ops = ops_of(req);
-	const struct bdfs_listing *listing = (const struct bdfs_listing *)(uintptr_t)fi->fh;
+	const struct bdfs_listing *listing = ((const struct handle *)(uintptr_t)fi->fh)->listing;
 	struct worker *w = worker_get(ops, size);
 	struct fuse_entry_param entry;
 	size_t used = 0, n, end;
@@ -268,20 +326,9 @@ static void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
-	bdfs_listing_free(ops_of(req)->tree, (struct bdfs_listing *)(uintptr_t)fi->fh);
+	handle_free(ops_of(req), (struct handle *)(uintptr_t)fi->fh);
 	fuse_reply_err(req, 0);
 }
-
-/* An open file. Exactly one of view, real and text says where its bytes come from. */
-struct handle {
-	const struct bdfs_node *node; /* with a reference */
-	struct bd_view *view;
-	struct bd_file *real;
-	const char *text;
-	char *owned;                  /* text that is this handle's */
-	uint64_t size;
-	struct bdfs_file *shared;     /* counts this handle, see pass_through; NULL: none does */
-};
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
 /* Let the kernel read a real file by itself, if it will. It wants all handles of one file to be alike:
@@ -337,19 +384,17 @@ static void end_pass_through(struct bdfs_ops *ops, struct handle *h)
 
 static void handle_close(struct bdfs_ops *ops, struct handle *h)
 {
-	if (h->view)
-		bdfs_model_release(ops->models, h->node->model, h->node->file);
+	struct bdfs_model *m = h->node->model;
+
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
 	if (h->shared)
 		end_pass_through(ops, h);
 #endif
-	if (h->node->model) {
-		atomic_fetch_sub_explicit(&h->node->model->counters.open_files, 1, memory_order_relaxed);
+	if (m) {
+		atomic_fetch_sub_explicit(&m->counters.open_files, 1, memory_order_relaxed);
 		atomic_fetch_sub_explicit(&ops->models->totals.open_files, 1, memory_order_relaxed);
 	}
-	bdfs_tree_put(ops->tree, h->node, 1);
-	free(h->owned);
-	free(h);
+	handle_free(ops, h);
 }
 
 /* Whatever can be known to fail fails here: loaders map files, and for them a failing read is a
@@ -415,14 +460,12 @@ static int handle_open(fuse_req_t req, const struct bdfs_node *node, struct fuse
 {
 	struct bdfs_ops *ops = ops_of(req);
 	struct bdfs_model *m = node->model;
-	struct handle *h = calloc(1, sizeof(*h));
+	struct handle *h = handle_new(ops, node);
 	struct bd_error err = { 0 };
 	int r;
 
 	if (!h)
 		return -ENOMEM;
-	h->node = node;
-	bdfs_tree_hold(ops->tree, node);
 	if (m) {
 		bdfs_count(&m->counters.open_files, 1);
 		bdfs_count(&ops->models->totals.open_files, 1);
@@ -785,6 +828,7 @@ int bdfs_ops_init(struct bdfs_ops *ops, struct bdfs_models *models, struct bdfs_
 	ops->use.mounted_at = time(NULL);
 	ops->use.started = bdfs_now();
 	pthread_mutex_init(&ops->backings, NULL);
+	pthread_mutex_init(&ops->opened, NULL);
 	r = pthread_key_create(&ops->worker, worker_free);
 	if (r)
 		return bd_error_set(err, -r, "cannot create a thread key: %s", strerror(r));
@@ -793,6 +837,10 @@ int bdfs_ops_init(struct bdfs_ops *ops, struct bdfs_models *models, struct bdfs_
 
 void bdfs_ops_end(struct bdfs_ops *ops)
 {
+	/* Files that were open when the connection ended: the kernel tells nobody of their end. */
+	while (ops->handles)
+		handle_free(ops, ops->handles);
 	pthread_key_delete(ops->worker);
 	pthread_mutex_destroy(&ops->backings);
+	pthread_mutex_destroy(&ops->opened);
 }

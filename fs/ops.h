@@ -30,6 +30,9 @@ struct bdfs_ops {
 	struct bdfs_in_use use;       /* to be filled before the loop */
 	pthread_key_t worker;         /* private: struct worker of a thread */
 	pthread_mutex_t backings;     /* private: guards `handles` and `backing` of all files */
+	pthread_mutex_t opened;       /* private: guards the list of what is open */
+	struct handle *handles;
+	atomic_uint waiting;          /* private: requests that wait for the tree to be renewed */
 };
 
 int bdfs_ops_init(struct bdfs_ops *ops, struct bdfs_models *models, struct bdfs_tree *tree,

@@ -109,8 +109,9 @@ static int number(const char *name, const char *value, int base, unsigned long l
 	errno = 0;
 	*result = strtoul(value, &end, base);
 	if (errno || end == value || *end || *value < '0' || *value > '9' || *result > limit)
-		return bd_error_set(err, -EINVAL, "option %s=%s: expected %s number of at most %lu", name,
-				    value, base == 8 ? "an octal" : "a", limit);
+		return bd_error_set(err, -EINVAL, base == 8 ?
+				    "option %s=%s: expected an octal number of at most %lo" :
+				    "option %s=%s: expected a number of at most %lu", name, value, limit);
 	return 0;
 }
 
@@ -214,6 +215,11 @@ static int take_kernel_option(struct bdfs_options *o, const char *option, struct
 	return 0;
 }
 
+static int needs_value(const char *option, struct bd_error *err)
+{
+	return bd_error_set(err, -EINVAL, "option %s needs a value: %s=...", option, option);
+}
+
 static int take_value(struct bdfs_options *o, const char *name, char *value, struct bd_error *err)
 {
 	bool second;
@@ -223,6 +229,8 @@ static int take_value(struct bdfs_options *o, const char *name, char *value, str
 
 	if (!strcmp(name, "deltas") || !strcmp(name, "delta"))
 		return add_deltas(o, value, err);
+	if (!*value)
+		return needs_value(name, err);
 	unescape(value);
 	if (!strcmp(name, "base"))
 		return append(&o->bases, &o->base_count, value, err);
@@ -301,8 +309,7 @@ static int take_option(struct bdfs_command *c, char *option, bool sloppy, struct
 		*value++ = '\0';
 	if (is_among(option, valued))
 		return value ? take_value(&c->options, option, value, err)
-			     : bd_error_set(err, -EINVAL, "option %s needs a value: %s=...", option,
-					    option);
+			     : needs_value(option, err);
 	for (size_t i = 0; i < sizeof(switches) / sizeof(*switches); i++)
 		if (!strcmp(option, switches[i].name)) {
 			if (value)

@@ -20,7 +20,7 @@ static char *read_all(const char *path, size_t *size)
 	size_t capacity = 0;
 	char *text = NULL, *longer;
 	ssize_t n = 1;
-	int fd = open(path, O_RDONLY | O_CLOEXEC), code;
+	int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC), code;
 
 	if (fd < 0)
 		return NULL;

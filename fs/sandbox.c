@@ -79,8 +79,15 @@ static int allow_target(struct bdfs_sandbox *s, const char *path)
 	return r;
 }
 
-/* A directory, and what the links in it lead to. */
-static int allow_with_links(struct bdfs_sandbox *s, const char *path)
+static bool has_suffix(const char *name, const char *suffix)
+{
+	size_t n = strlen(name), m = strlen(suffix);
+
+	return n >= m && !strcmp(name + n - m, suffix);
+}
+
+/* A directory, and what the links in it with names ending with SUFFIX lead to. */
+static int allow_with_links(struct bdfs_sandbox *s, const char *path, const char *suffix)
 {
 	const struct dirent *entry;
 	struct stat st;
@@ -92,6 +99,8 @@ static int allow_with_links(struct bdfs_sandbox *s, const char *path)
 		return r;
 	dir = opendir(path);
 	while (dir && r == 0 && (entry = readdir(dir))) {
+		if (!has_suffix(entry->d_name, suffix))
+			continue;
 		if (entry->d_type != DT_LNK &&
 		    (entry->d_type != DT_UNKNOWN ||
 		     fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
@@ -119,7 +128,7 @@ static int allow_base(struct bdfs_sandbox *s, const char *path)
 
 	if (bd_hub_resolve(&place, path, &err) < 0)
 		return err.code == -ENOMEM ? -ENOMEM : 0;
-	r = allow_with_links(s, place.directory);
+	r = allow_with_links(s, place.directory, "");
 	if (r == 0 && place.revision) {
 		parent = place.directory;
 		for (int i = 0; i < 2; i++) {
@@ -141,7 +150,7 @@ static int allow_delta(struct bdfs_sandbox *s, const char *path)
 	int r;
 
 	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-		return allow_with_links(s, path);
+		return allow_with_links(s, path, ".bdelta");
 	r = allow_target(s, path);
 	if (r < 0)
 		return r;

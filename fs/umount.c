@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,12 +15,12 @@
 extern char **environ;
 
 /* realpath() that does not look at the last component, which may be a dead mount, unless it has to
- * (a symbolic link, or "." and the like). */
+ * (a symbolic link, or "." and the like). readlink() tells links without asking the daemon, for which
+ * lstat() would wait. */
 static char *resolve(const char *path)
 {
-	char *copy = strdup(path), *slash, *directory, *result = NULL;
+	char *copy = strdup(path), *slash, *directory, *result = NULL, target;
 	const char *name;
-	struct stat st;
 	size_t n;
 
 	if (!copy)
@@ -31,7 +30,7 @@ static char *resolve(const char *path)
 	slash = strrchr(copy, '/');
 	name = slash ? slash + 1 : copy;
 	if (!*name || !strcmp(name, ".") || !strcmp(name, "..") ||
-	    (lstat(copy, &st) == 0 && S_ISLNK(st.st_mode))) {
+	    readlink(copy, &target, 1) >= 0) {
 		free(copy);
 		return realpath(path, NULL);
 	}
@@ -69,7 +68,7 @@ static int run_fusermount(void *context)
 static int busy(const char *path, struct bd_error *err)
 {
 	return bd_error_set(err, -EBUSY, "%s is in use: end the programs that use it (fuser -vm %s "
-			    "lists them), or detach it lazily", path, path);
+			    "lists them), or detach it: bitdelta umount --lazy %s", path, path, path);
 }
 
 static int umount_as_user(const char *path, bool lazy, struct bd_error *err)

@@ -162,7 +162,7 @@ static void rescan(struct bdfs_watch *w, bool retry, struct bdfs_names *names)
 		bdfs_models_shown(w->models);
 	add_watches(w); /* a directory may have been made anew */
 	for (size_t i = 0; i < names->count; i++)
-		bdfs_log_write(w->log, LOG_INFO, "%s: changed", names->names[i].name);
+		bdfs_log_limited(w->log, LOG_INFO, "%s: changed", names->names[i].name);
 }
 
 static void *run(void *context)

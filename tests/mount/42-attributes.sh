@@ -136,7 +136,7 @@ check ".bitdelta: it is there" test -d "$C"
 same ".bitdelta: its files" "stats.json status version" "$(ls -A "$C" | paste -sd' ')"
 same "version" "bitdelta $("$MOUNT" --version | awk 'NR == 1 { print $2 }')" "$(cat "$C/version")"
 check "status names the mount point" grep -qF "on $M" "$C/status"
-check "status names the base" grep -qE "^base +$B: .*, 2 models" "$C/status"
+check "status names the base" grep -qE "^base +$B: .*, 2 fine-tunes" "$C/status"
 check "status names the models" grep -qE '^model +a: .* in .*, 0 open' "$C/status"
 check "stats.json is JSON with the documented keys" python3 - "$C/stats.json" "$M" "$started" <<'PY'
 import json, os, sys
