@@ -90,7 +90,7 @@ $(B)/unit/%: $(B)/tests/unit/%.o $(B)/tests/unit/testdata.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(DELTA_LIBS)
 $(B)/unit/test_mountstats: $(B)/mount-tools/mountstats.o
-$(B)/unit/test_models: $(patsubst %,$(B)/fs/%.o,models tree stats log)
+$(B)/unit/test_models: $(patsubst %,$(B)/fs/%.o,models scan sources tree stats log)
 $(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
