@@ -66,8 +66,8 @@ static int header_length(const char *data, size_t size, uint64_t file_size, cons
 		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header is empty", what);
 	if (*length > BD_MAX_HEADER)
 		/* Without the number: it would show the first bytes of what may be nobody's business. */
-		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header claims more than the %u bytes "
-				    "that are allowed; this is no safetensors file", what, BD_MAX_HEADER);
+		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header claims to be longer than is "
+				    "allowed (at most %u bytes); this is no safetensors file", what, BD_MAX_HEADER);
 	if (*length > file_size - 8)
 		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header has %" PRIu64 " "
 				    "bytes, but only %" PRIu64 " follow; the file is cut short or "
