@@ -71,6 +71,14 @@ static bool answers(const char *path)
 	return done;
 }
 
+int bdfs_mountpoint_check(const char *path, struct bd_error *err)
+{
+	if (answers(path))
+		return 0;
+	return bd_error_set(err, -ETIMEDOUT, "%s: what is mounted there does not answer; unmount it first: "
+			    "bitdelta umount --lazy %s", path, path);
+}
+
 static int check_mounted(const char *path, const char *source, struct bd_error *err)
 {
 	struct bdfs_mountinfo info;
@@ -92,9 +100,9 @@ int bdfs_mountpoint_find(const char *path, const char *source, bool keep, struct
 	char text[1200];
 	int r;
 
-	if (!answers(path))
-		return bd_error_set(err, -ETIMEDOUT, "%s: what is mounted there does not answer; unmount it "
-				    "first: bitdelta umount --lazy %s", path, path);
+	r = bdfs_mountpoint_check(path, err);
+	if (r < 0)
+		return r;
 	for (int layer = 0; ; layer++) {
 		r = resolve(path, resolved);
 		if (!is_dead(r) || keep || layer == LAYERS)

@@ -13,10 +13,15 @@ struct bdfs_mounted {
 	unsigned major, minor; /* device number; 0, 0 where it is not known */
 };
 
+/* -ETIMEDOUT where looking at PATH has not ended after some seconds: what is mounted there is stuck, and
+ * so would be whoever looks. Else 0, also where there is no PATH or its daemon is dead. */
+int bdfs_mountpoint_check(const char *path, struct bd_error *err);
+
 /* Find the directory that PATH means: to *RESOLVED, absolute, to be freed. A mount of ours that is there
  * and has lost its daemon is detached, and SINK told; with KEEP it is an error.
  * Errors: -ENOENT, -ENOTDIR; -ENOTCONN where a dead mount is somebody else's or cannot be detached;
- * -EBUSY where SOURCE is mounted there already by us and answers; others of stat(2). */
+ * -EBUSY where SOURCE is mounted there already by us and answers; that of bdfs_mountpoint_check; others
+ * of stat(2). */
 int bdfs_mountpoint_find(const char *path, const char *source, bool keep, struct bdfs_sink sink,
 			 char **resolved, struct bd_error *err);
 

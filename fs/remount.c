@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "mountinfo.h"
+#include "mountpoint.h"
 
 #define ARGUMENTS 256
 #define LIMIT ((size_t)16 << 20) /* bytes; whoever mounted there need not be a friend */
@@ -105,10 +106,13 @@ int bdfs_remount(const struct bdfs_command *command, int argc, char *const *argv
 	const char *mountpoint = command->options.mountpoint;
 	struct bdfs_mountinfo info = { 0 };
 	struct bdfs_command running = { 0 };
-	char *path = realpath(mountpoint, NULL);
+	char *path;
 	pid_t pid = 0;
-	int r;
+	int r = bdfs_mountpoint_check(mountpoint, err);
 
+	if (r < 0)
+		return r;
+	path = realpath(mountpoint, NULL);
 	if (!path)
 		return bd_error_set(err, -errno, "%s: %s", mountpoint, errno == ENOTCONN ?
 				    "the daemon is dead: mount it again instead" : strerror(errno));

@@ -99,6 +99,22 @@ for i in $(seq 60); do
 done
 same "descriptors again: everything is right" "" "$bad"
 exec 7<&-
+
+# A new delta takes two descriptors while it is examined. What was left out for that comes by itself.
+left_out() { stat_of "$M" '"\n".join(r["reason"] for r in s["rejected"])' | grep -qE "$1"; }
+free=0
+while [ -e "/proc/$pid/fd/$free" ]; do
+	free=$((free + 1))
+done
+prlimit --pid "$pid" --nofile=$((free + 1)):
+cp "$W/deltas/a.bdelta" "$W/many/.new" && mv "$W/many/.new" "$W/many/new.bdelta"
+check "one descriptor: a new delta is left out" wait_for 10 left_out 'new\.bdelta: .*Too many open files'
+check "one descriptor: the others stay" test -e "$M/1" -a -e "$M/60" -a ! -e "$M/new"
+prlimit --pid "$pid" --nofile="$limit":
+check "descriptors again: the new delta comes" wait_for 10 test -e "$M/new"
+check "descriptors again: it is right" diff -r "$W/truth/a" "$M/new"
+same "descriptors again: nothing is left out" 0 "$(stat_of "$M" 'len(s["rejected"])')"
+rm "$W/many/new.bdelta"
 check "descriptors: umount" unmount "$M"
 
 # --- later: memory ---

@@ -202,6 +202,29 @@ contents "the second" a one
 rm "$W/second/one.bdelta"
 soon "both are gone" is_gone one
 
+# --- times after 2262, which do not fit into 64 bits of nanoseconds ---
+
+put a later
+touch -d 3000-01-01 "$D/later.bdelta"
+soon "far future: it appears" is a later
+soon "far future: its time is shown" bash -c '[ "$(stat -c %Y "$1")" = "$(stat -c %Y "$2")" ]' - \
+	"$D/later.bdelta" "$M/later"
+contents "far future" a later
+cp "$W/deltas/b.bdelta" "$D/.new" && touch -d 3001-01-01 "$D/.new" && mv "$D/.new" "$D/later.bdelta"
+touch -d 3000-01-01 "$D"
+soon "far future: it is replaced" is b later
+contents "far future, replaced" b later
+rm "$D/later.bdelta"
+soon "far future: it goes" is_gone later
+cp -r "$B" "$W/future"
+touch -d 3000-01-01 "$W"/future/*
+must mount_at "$W/mnt2" "$W/future" "deltas=$W/deltas/a.bdelta,show_base"
+check "far future: a base is shown" diff -r "$W/future" "$W/mnt2/future"
+check "far future: contents over that base" diff -r "$W/truth/a" "$W/mnt2/a"
+same "far future: the base's time" "$(stat -c %Y "$W/future/model-00001-of-00002.safetensors")" \
+	"$(stat -c %Y "$W/mnt2/future")"
+check "far future: umount" unmount "$W/mnt2"
+
 # --- many at once ---
 
 mkdir "$D/.many"
@@ -240,6 +263,61 @@ kill -HUP "$pid"
 soon "a directory that was replaced, after SIGHUP" is c one
 soon "the old one's deltas go" is_gone two
 check "umount after that" unmount "$M"
+
+left_out() { # PATTERN: of what status says of $D itself
+	grep -qE "^LEFT OUT +$D: $1" "$M/.bitdelta/status"
+}
+
+# Moved away and replaced, where the sandbox keeps the new one closed.
+rm -f "$D"/*.bdelta
+put a one
+must mount_at "$M" "$B" "deltas=$D"
+pid=$(daemon_of "$M")
+if [ "$(stat_of "$M" 's["in_use"]["sandbox"]')" = none ]; then
+	skip "a replaced directory in the sandbox" "there is no sandbox"
+else
+	mv "$D" "$W/moved"
+	mkdir "$D"
+	put c one
+	kill -HUP "$pid"
+	soon "a replaced directory in the sandbox is reported" left_out 'was deleted or moved.*mount again'
+	check "a replaced directory: bitdelta status tells" grep -qF "$D: was deleted or moved" \
+		<("$BUILD/bitdelta" status "$M" 2>&1)
+	check "a replaced directory: the old one's deltas stay" is a one
+	rm -r "$D"
+	mv "$W/moved" "$D"
+	kill -HUP "$pid"
+	soon "a directory that is back is reported no more" none_rejected
+	put b two
+	soon "a directory that is back is watched" is b two
+fi
+check "umount the replaced one" unmount "$M"
+
+# Modes: the daemon's user may not read a delta, then not the directory.
+rm -f "$D"/*.bdelta
+chmod 755 "$W" "$D"
+chmod -R a+rX "$B"
+publish() { put "$1" "$2" && chmod 644 "$D/$2.bdelta"; }
+must mount_at "$M" "$B" "deltas=$D,setuid=nobody,allow_other"
+publish a one
+soon "setuid: a readable one appears" is a one
+install -m 600 "$W/deltas/b.bdelta" "$D/.new" && mv "$D/.new" "$D/private.bdelta"
+soon "setuid: an unreadable one is reported" rejected private 'denied'
+chmod 644 "$D/private.bdelta"
+soon "setuid: it appears with its new mode" is b private
+soon "setuid: it is reported no more" none_rejected
+chmod 700 "$D"
+soon "setuid: an unreadable directory is reported" left_out 'cannot read the directory: Permission denied'
+check "setuid: bitdelta status tells" grep -qF "$D: cannot read the directory" \
+	<("$BUILD/bitdelta" status "$M" 2>&1)
+same "setuid: its deltas stay" "one private" "$(ls "$M" | paste -sd' ')"
+publish c two
+rm "$D/one.bdelta"
+chmod 755 "$D"
+soon "setuid: a readable directory is reported no more" none_rejected
+soon "setuid: what came meanwhile is there" is c two
+soon "setuid: what went meanwhile is gone" is_gone one
+check "setuid: umount" unmount "$M"
 
 # --- a filesystem that tells nobody of its changes ---
 

@@ -50,6 +50,19 @@ check "hung: SIGTERM unmounts" wait_for 30 is_free "$M"
 kill -CONT "$pid"
 check "hung: it ends when it can" wait_for 30 has_ended "$pid"
 
+# --- what the caller has open ---
+exec 9>"$W/lock" 77<"$B/config.json"
+check "inherited: a lock is taken" flock -n 9
+check "inherited: mount" mount_at "$M" "$B" "deltas=$D"
+exec 9>&- 77<&-
+pid=$(daemon_of "$M")
+for p in "$pid" "$(awk '/^PPid/ { print $2 }' "/proc/$pid/status")"; do
+	same "inherited: $(cat "/proc/$p/comm") keeps nothing" "" \
+		"$(readlink "/proc/$p"/fd/* | grep -E '/(lock|config\.json)$')"
+done
+check "inherited: the lock is free" flock -n "$W/lock" true
+check "inherited: umount" unmount "$M"
+
 # --- dead mounts ---
 for i in 1 2; do
 	check "dead: mount $i" "$MOUNT" "$B" "$M" -o "deltas=$D,fsname=layer$i"

@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -611,6 +612,70 @@ static void other_files(void **state)
 	closed(v);
 }
 
+/* Open the file of zeros; its memory is given back, and reads as zeros again. */
+static int acquire_zeros(struct bd_view *v, size_t file)
+{
+	const uintptr_t page = 4096;
+	int rc = bd_view_acquire(v, file, &err);
+	uintptr_t start, end;
+
+	if (rc == 0) {
+		start = ((uintptr_t)v->files[file].data + page - 1) / page * page;
+		end = ((uintptr_t)v->files[file].data + v->files[file].size) / page * page;
+		assert_int_equal(madvise((void *)start, end - start, MADV_DONTNEED), 0);
+	}
+	return rc;
+}
+
+/* Other files are kept in memory while they are open, up to a bound for all views together. */
+static void many_other_files(void **state)
+{
+	enum { SAFETENSORS, TEXT, ZEROS, SIZE = 64 << 20, COUNT = BD_VIEW_INFLATED / SIZE };
+	struct bd_scratch *scratch = bd_scratch_new();
+	struct bd_view *v[COUNT + 1], *last;
+	char *zeros = calloc(1, SIZE);
+	struct ts_tensor t[4];
+	struct ts_model m;
+
+	(void)state;
+	assert_non_null(zeros);
+	medium_model(&m, t);
+	m.files[m.file_count++] = (struct ts_file){ .name = "zeros", .text = zeros, .size = SIZE };
+	ts_build(&m, td_dir());
+	free(zeros);
+	for (size_t i = 0; i <= COUNT; i++)
+		v[i] = opened(&m);
+	for (size_t i = 0; i < COUNT; i++)
+		assert_int_equal(acquire_zeros(v[i], ZEROS), 0);
+	last = v[COUNT];
+	for (int again = 0; again < 3; again++) {
+		assert_int_equal(bd_view_acquire(last, ZEROS, &err), -ENOMEM);
+		assert_non_null(strstr(err.text, m.delta_path));
+		assert_non_null(strstr(err.text, "'zeros'"));
+		assert_non_null(strstr(err.text, "open already take too much memory"));
+	}
+	assert_int_equal(bd_view_acquire(last, TEXT, &err), -ENOMEM);
+	assert_int_equal(bd_view_acquire(last, SAFETENSORS, &err), 0);
+	compare(last, &m, SAFETENSORS, 0, 1000, scratch);
+	bd_view_release(last, SAFETENSORS);
+	/* What is there already costs nothing. */
+	assert_int_equal(bd_view_acquire(v[0], ZEROS, &err), 0);
+	bd_view_release(v[0], ZEROS);
+	assert_int_equal(bd_view_acquire(last, TEXT, &err), -ENOMEM);
+	bd_view_release(v[0], ZEROS);
+	assert_int_equal(acquire_zeros(last, ZEROS), 0);
+	compare(last, &m, ZEROS, SIZE - 1000, 2000, scratch);
+	assert_int_equal(bd_view_acquire(v[0], TEXT, &err), -ENOMEM);
+	closed(v[1]); /* without a release */
+	assert_int_equal(bd_view_acquire(v[0], TEXT, &err), 0);
+	compare(v[0], &m, TEXT, 5, 4, scratch);
+	bd_view_release(v[0], TEXT);
+	for (size_t i = 0; i <= COUNT; i++)
+		if (i != 1)
+			closed(v[i]);
+	bd_scratch_free(scratch);
+}
+
 /* A view that cannot be opened leaves the delta to its owner. */
 static void wrong_base(void **state)
 {
@@ -662,6 +727,7 @@ int main(void)
 		cmocka_unit_test(counts),
 		cmocka_unit_test(remembers_columns),
 		cmocka_unit_test(other_files),
+		cmocka_unit_test(many_other_files),
 		cmocka_unit_test(wrong_base),
 		cmocka_unit_test(install_guard),
 		{ "every_encoding_mapped", every_encoding, NULL, NULL, NULL },
