@@ -24,6 +24,12 @@ static bool is_transient(int code)
 	return code == -ENOMEM || code == -EMFILE || code == -ENFILE;
 }
 
+/* A fault that may go away by itself. */
+static bool is_passing(int code)
+{
+	return is_transient(code) || code == -EIO || code == -ESTALE;
+}
+
 /* To tell two apart: times after 2262 wrap. */
 static int64_t nanoseconds(struct timespec t)
 {
@@ -321,7 +327,7 @@ static int look_at(struct scan *s, struct candidate *c, struct bdfs_model *const
 static int settle(struct scan *s, struct candidate *c, struct bd_error *err)
 {
 	struct bdfs_model *m = c->model;
-	bool passing; /* a fault that may go away by itself */
+	bool passing;
 
 	if (!c->path)
 		return 0;
@@ -335,7 +341,7 @@ static int settle(struct scan *s, struct candidate *c, struct bd_error *err)
 	}
 	if (c->result == -ENOENT && !S_ISLNK(c->st.st_mode))
 		return 0;
-	passing = is_transient(c->result) || c->result == -EIO || c->result == -ESTALE;
+	passing = is_passing(c->result);
 	s->unsettled |= passing;
 	if (passing && c->known && current_base(s, c->known->base)) {
 		/* Its successor cannot be read just now. */
@@ -422,6 +428,7 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 					    strerror(-r));
 		bd_error_set(&why, r, "%s: cannot read the directory: %s; its models stay as they were",
 			     source->path, strerror(-r));
+		s->unsettled |= is_passing(r);
 		r = scan_fault(s, source, source->path, NULL, why.text, true, err);
 		for (size_t i = 0; r == 0 && i < known_count; i++)
 			if (known[i]->source == source) {

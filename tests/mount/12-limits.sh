@@ -114,7 +114,12 @@ prlimit --pid "$pid" --nofile="$limit":
 check "descriptors again: the new delta comes" wait_for 10 test -e "$M/new"
 check "descriptors again: it is right" diff -r "$W/truth/a" "$M/new"
 same "descriptors again: nothing is left out" 0 "$(stat_of "$M" 'len(s["rejected"])')"
+prlimit --pid "$pid" --nofile=3:
 rm "$W/many/new.bdelta"
+check "no descriptor: the directory is reported" wait_for 10 left_out 'cannot read the directory: Too many open files'
+prlimit --pid "$pid" --nofile="$limit":
+check "descriptors again: what went meanwhile goes" wait_for 10 test ! -e "$M/new"
+same "descriptors again: nothing is left out any more" 0 "$(stat_of "$M" 'len(s["rejected"])')"
 check "descriptors: umount" unmount "$M"
 
 # --- later: memory ---
