@@ -481,7 +481,7 @@ static int handle_open(fuse_req_t req, const struct bdfs_node *node, struct fuse
 	}
 	handle_close(ops, h);
 	if (r == -ESTALE && is_superseded(ops, m))
-		return r; /* the kernel looks the name up again and opens what it stands for now */
+		return r; /* the kernel looks the name up again and opens what has taken its place */
 	count_error(ops, m);
 	bdfs_log_limited(ops->log, LOG_ERR, "%s/%s: cannot be opened: %s", m ? m->directory : "",
 			 node->name, err.text);

@@ -15,7 +15,7 @@ tree_tarball() {
 		2>/dev/null | head -n 1)}
 	[ -n "$mirror" ] || { echo "no mirror found in /etc/apt; set FRESH_MIRROR" >&2; return 1; }
 	mkdir -p "$tree_dir"
-	new=$(mktemp -d "$tree_dir/new.XXXXXX") || return 1
+	new=$(mktemp -d -p "$tree_dir") || return 1
 	if debootstrap --variant=minbase "$suite" "$new/tree" "$mirror" >"$tree_dir/debootstrap.log" 2>&1 &&
 		tar -C "$new/tree" -cf "$new/tar" .; then
 		mv "$new/tar" "$tree_tar"

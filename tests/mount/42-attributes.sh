@@ -53,8 +53,9 @@ PY
 check "cp -a" cp -a "$M/a" "$W/copied"
 check "cp -a: contents" diff -r "$W/truth/a" "$W/copied"
 same "cp -a: times" "$(stat -c %y "$M/a/name.txt")" "$(stat -c %y "$W/copied/name.txt")"
-check "tar --xattrs" bash -c 'tar --xattrs -C "$1" -cf - a b | tar --xattrs -C "$2" -xf -' - "$M" "$(mktemp -d "$W/tar.XXX")"
-check "tar --xattrs: contents" diff -r "$W/truth/b" "$W"/tar.*/b
+mkdir "$W/unpacked"
+check "tar --xattrs" bash -c 'tar --xattrs -C "$1" -cf - a b | tar --xattrs -C "$2" -xf -' - "$M" "$W/unpacked"
+check "tar --xattrs: contents" diff -r "$W/truth/b" "$W/unpacked/b"
 if touch "$W/try" && setfattr -n user.try -v 1 "$W/try" 2>/dev/null; then
 	same "cp -a: attributes" "$(value delta a)" \
 		"$(getfattr --only-values -n user.bitdelta.delta "$W/copied" 2>/dev/null)"
@@ -111,12 +112,13 @@ for layout in dirs hub; do
 			close "$layout: blocks=stored shows the delta's size" "$(stat -c %s "$D/a.bdelta")" \
 				$((512 * $(blocks "$model")))
 			check "$layout: blocks=stored, cp --sparse" cp -r --sparse=always "$model" "$W/sparse-$layout"
+			mkdir "$W/holes-$layout"
 			check "$layout: blocks=stored, tar -S" bash -c 'tar -C "$1" -cSf - . | tar -C "$2" -xf -' - \
-				"$model" "$(mktemp -d "$W/holes-$layout.XXX")"
+				"$model" "$W/holes-$layout"
 			check "$layout: both have all bytes" bash -c 'cmp <(find "$1" -type f -exec md5sum {} + |
 				cut -c1-32 | sort) <(find "$2" -type f -exec md5sum {} + | cut -c1-32 | sort) && cmp <(find "$1" \
 				-type f -exec md5sum {} + | cut -c1-32 | sort) <(find "$3" -type f -exec md5sum {} + | cut -c1-32 |
-				sort)' - "$model" "$W/sparse-$layout" "$W"/holes-$layout.*
+				sort)' - "$model" "$W/sparse-$layout" "$W/holes-$layout"
 		fi
 	done
 done
