@@ -103,7 +103,7 @@ $(B)/tests/bench/reference_server.o: DELTA_CFLAGS += $(FUSE_CFLAGS)
 $(B)/bench/reference_server: DELTA_LIBS += $(FUSE_LIBS)
 
 # They test from outside: never with a sanitizer, which would make them slow.
-$(B)/mount/%: tests/mount/%.c
+$(B)/mount/%: tests/mount/%.c tests/mount/dice.h
 	@mkdir -p $(@D)
 	$(CC) $(filter-out $(SAN),$(ALL_CFLAGS)) $(ALL_CPPFLAGS) $(FUSE_CFLAGS) -o $@ $< $(FUSE_LIBS)
 

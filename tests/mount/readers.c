@@ -26,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dice.h"
+
 #define LARGEST (1u << 20)
 #define PAGE 4096u
 #define STALL 30.0 /* seconds; a read that takes longer is one that hung */
@@ -55,30 +57,6 @@ static struct file *files;
 static size_t file_count;
 static const char *mounted_root, *truth_root;
 static struct record *own;
-static uint64_t dice_state;
-
-static uint64_t dice(uint64_t below)
-{
-	dice_state ^= dice_state << 13;
-	dice_state ^= dice_state >> 7;
-	dice_state ^= dice_state << 17;
-	return dice_state % below;
-}
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(2);
-}
-
 __attribute__((format(printf, 1, 2), noreturn))
 static void wrong(const char *format, ...)
 {

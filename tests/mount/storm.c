@@ -25,6 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dice.h"
+
 #define TUNES 8
 #define FILES 16
 #define PAGE 4096u
@@ -56,30 +58,6 @@ static struct truth truths[TUNES][FILES];
 static const char *deltas[TUNES];
 static char *mounted;
 static struct record *own;
-static uint64_t dice_state;
-
-static uint64_t dice(uint64_t below)
-{
-	dice_state ^= dice_state << 13;
-	dice_state ^= dice_state >> 7;
-	dice_state ^= dice_state << 17;
-	return dice_state % below;
-}
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(2);
-}
-
 __attribute__((format(printf, 1, 2)))
 static void wrong(const char *format, ...)
 {
