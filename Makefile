@@ -10,16 +10,20 @@
 #   make deb          Debian packages in build/deb/
 #   make deps         install the packages that building needs (Debian, Ubuntu; root or sudo)
 #   make unit         unit tests only;  make mount-test  the scripts against a real mount only
+#   make gpu-test     tests on a machine with an NVIDIA GPU
 #   make fuzz         libFuzzer targets with clang;  FUZZ_SECONDS=60
 #   make clean
 #
 #   D=asan | tsan     a variant with a sanitizer, in build/asan/ or build/tsan/
 #   WERROR=1          warnings are errors (as in CI)
+#   NVCC=             leave the CUDA part out (it is built where nvcc is on the PATH);
+#                     NVCC_ARCH=-arch=native  for this machine's GPU only, which compiles faster
 
 CC      ?= gcc
 PREFIX  ?= /usr/local
 SBINDIR ?= /sbin
 LIBDIR  ?= $(PREFIX)/lib
+NVCC    ?= $(shell command -v nvcc)
 D       ?= release
 B       := build/$(D)
 
@@ -27,7 +31,7 @@ CFLAGS   ?= -O2 -g
 # -ffp-contract=off: the arithmetic of the format must never be fused (delta/FORMAT.md section 4).
 ALL_CFLAGS = $(CFLAGS) -std=gnu11 -ffp-contract=off -pthread -Wall -Wextra -Wshadow \
 	-Wmissing-prototypes $(if $(WERROR),-Werror) $(SAN)
-ALL_CPPFLAGS = $(CPPFLAGS) -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Idelta -Ifs \
+ALL_CPPFLAGS = $(CPPFLAGS) -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Idelta -Igpu -Ifs \
 	-DBD_TESTS_DIR='"$(CURDIR)/tests"'
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
@@ -36,16 +40,21 @@ SAN      := $(SAN_$(D))
 # Asked for when a recipe runs, not when the Makefile is read: `make demo` installs them first.
 DELTA_CFLAGS = $(shell pkg-config --cflags libcjson libxxhash zlib)
 DELTA_LIBS   = $(shell pkg-config --libs libcjson libxxhash zlib) -lm -pthread
+GPU_CFLAGS   = $(shell pkg-config --cflags libpcre2-8 libutf8proc)
+GPU_LIBS     = $(shell pkg-config --libs libpcre2-8 libutf8proc) -ldl -lm
 FUSE_CFLAGS  = $(shell pkg-config --cflags fuse3)
 FUSE_LIBS    = $(shell pkg-config --libs fuse3)
 
 DELTA_SRC := $(wildcard delta/*.c)
 FS_SRC    := $(wildcard fs/*.c)
+GPU_SRC   := $(wildcard gpu/*.c)
+CUDA_SRC  := $(wildcard gpu/*.cu)
 TOOL_SRC  := $(wildcard mount-tools/*.c)
 UNIT_SRC  := $(wildcard tests/unit/test_*.c)
 FUZZ_SRC  := $(wildcard tests/fuzz/fuzz_*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
 READ_SRC  := $(wildcard tests/mount/*.c)
+DEVICE_SRC := $(wildcard tests/gpu/*.c)
 
 obj = $(patsubst %.c,$(B)/%.o,$(1))
 SONAME   := libbitdelta.so.0
@@ -54,15 +63,19 @@ UNITS    := $(patsubst tests/unit/%.c,$(B)/unit/%,$(UNIT_SRC))
 REPLAYS  := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%-replay,$(FUZZ_SRC))
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(BENCH_SRC))
 READERS  := $(patsubst tests/mount/%.c,$(B)/mount/%,$(READ_SRC))
+DEVICES  := $(patsubst tests/gpu/%.c,$(B)/device/%,$(DEVICE_SRC))
+CUDA     := $(if $(SAN)$(if $(NVCC),,none),,$(B)/bitdelta-cuda.so)
 
-.PHONY: all demo check bench install uninstall deb deps unit mount-test fuzz clean tests
+.PHONY: all demo check bench install uninstall deb deps unit mount-test gpu-test fuzz clean tests
 .SECONDARY:
 # A sanitizer's runtime belongs to a program, not to a library.
-all: $(PROGRAMS) $(if $(SAN),,$(B)/$(SONAME))
+all: $(PROGRAMS) $(if $(SAN),,$(B)/$(SONAME)) $(CUDA)
 
 $(B)/libbitdelta.a: $(call obj,$(DELTA_SRC))
 	rm -f $@ && $(AR) rcs $@ $^
 $(B)/libbdfs.a: $(call obj,$(FS_SRC))
+	rm -f $@ && $(AR) rcs $@ $^
+$(B)/libbdgpu.a: $(call obj,$(GPU_SRC))
 	rm -f $@ && $(AR) rcs $@ $^
 
 # The shared library has what the public interface needs, and shows nothing else. Its objects are
@@ -73,9 +86,27 @@ $(B)/$(SONAME): $(B)/delta/bitdelta.o $(B)/libbitdelta.a $(LIB_MAP)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=$(LIB_MAP) \
 		-Wl,--as-needed -Wl,-z,defs -o $@ $(filter %.o %.a,$^) $(DELTA_LIBS)
 
+# The CUDA backend is a library that bitdelta opens when it is asked for: no program is linked with
+# CUDA. It needs no symbol of the program, and shows its entry point only.
+# --fmad=false: the same reason as -ffp-contract=off; kernels that may fuse say so (fmaf).
+NVCC_ARCH  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+	-gencode arch=compute_90,code=compute_90
+NVCCFLAGS  ?= -O3
+CUDA_FLAGS  = $(NVCCFLAGS) $(NVCC_ARCH) -std=c++17 --fmad=false -Idelta -Igpu -cudart static \
+	-Xcompiler -fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra \
+	$(if $(WERROR),-Werror all-warnings -Xcompiler -Werror)
+$(B)/gpu/%.cu.o: gpu/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(CUDA_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+$(B)/bitdelta-cuda.so: $(patsubst %.cu,$(B)/%.cu.o,$(CUDA_SRC)) $(B)/delta/error.o $(B)/delta/dtype.o \
+		gpu/cuda.map
+	$(NVCC) $(NVCC_ARCH) -shared -cudart static -Xlinker -z,defs,--version-script=gpu/cuda.map \
+		-o $@ $(filter %.o,$^) -lcublasLt
+
 # bitdelta.c and mount.c hold the two main functions; the other files of mount-tools/ serve both.
-$(B)/bitdelta: $(call obj,$(filter-out mount-tools/mount.c,$(TOOL_SRC))) $(B)/libbdfs.a $(B)/libbitdelta.a
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(FUSE_LIBS) $(DELTA_LIBS)
+$(B)/bitdelta: $(call obj,$(filter-out mount-tools/mount.c,$(TOOL_SRC))) $(B)/libbdfs.a \
+		$(B)/libbdgpu.a $(B)/libbitdelta.a
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(FUSE_LIBS) $(DELTA_LIBS) $(GPU_LIBS)
 $(B)/mount.bitdelta: $(call obj,mount-tools/mount.c) $(B)/libbdfs.a $(B)/libbitdelta.a
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(FUSE_LIBS) $(DELTA_LIBS)
 
@@ -86,9 +117,10 @@ $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(ALL_CPPFLAGS) $(DELTA_CFLAGS) -MMD -MP -c -o $@ $<
 
-$(B)/unit/%: $(B)/tests/unit/%.o $(B)/tests/unit/testdata.o $(B)/libbitdelta.a
+$(B)/unit/%: $(B)/tests/unit/%.o $(B)/tests/unit/testdata.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(DELTA_LIBS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka \
+		$(DELTA_LIBS) $(GPU_LIBS)
 $(B)/unit/test_mountstats: $(B)/mount-tools/mountstats.o
 $(B)/unit/test_models: $(patsubst %,$(B)/fs/%.o,models scan sources tree stats log)
 $(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbitdelta.a
@@ -98,6 +130,12 @@ $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
 
+# Programs that need a GPU: tests/gpu.sh runs them.
+$(B)/device/%: $(B)/tests/gpu/%.o $(B)/libbdgpu.a $(B)/libbitdelta.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
+
+$(B)/gpu/%.o: DELTA_CFLAGS += $(GPU_CFLAGS)
 $(B)/mount-tools/doctor.o: DELTA_CFLAGS += $(FUSE_CFLAGS)
 $(B)/tests/bench/reference_server.o: DELTA_CFLAGS += $(FUSE_CFLAGS)
 $(B)/bench/reference_server: DELTA_LIBS += $(FUSE_LIBS)
@@ -107,7 +145,7 @@ $(B)/mount/%: tests/mount/%.c tests/mount/dice.h
 	@mkdir -p $(@D)
 	$(CC) $(filter-out $(SAN),$(ALL_CFLAGS)) $(ALL_CPPFLAGS) $(FUSE_CFLAGS) -o $@ $< $(FUSE_LIBS)
 
-tests: $(UNITS) $(REPLAYS) $(BENCHES) $(READERS)
+tests: $(UNITS) $(REPLAYS) $(BENCHES) $(READERS) $(DEVICES)
 
 deps:
 	tests/setup.sh build
@@ -122,6 +160,8 @@ unit: tests
 	tests/check.sh unit $(B)
 mount-test: all $(READERS)
 	tests/check.sh mount $(B)
+gpu-test:
+	tests/gpu.sh build/gpu.log
 bench: all
 	+$(MAKE) --no-print-directory $(BENCHES)
 	tests/bench.sh
@@ -149,6 +189,10 @@ install: all
 	install -m 644 $(B)/$(SONAME) $(DESTDIR)$(LIBDIR)/$(LIBRARY)
 	ln -sf $(LIBRARY) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libbitdelta.so
+ifneq ($(CUDA),)
+	install -d $(DESTDIR)$(PREFIX)/lib/bitdelta
+	install -m 755 $(CUDA) $(DESTDIR)$(PREFIX)/lib/bitdelta/bitdelta-cuda.so
+endif
 	$(FILL_IN) mount-tools/libbitdelta/libbitdelta.pc.in \
 		>$(DESTDIR)$(LIBDIR)/pkgconfig/libbitdelta.pc
 	$(FILL_IN) mount-tools/systemd/bitdelta@.service.in >$(UNITS_DIR)/bitdelta@.service
@@ -170,7 +214,8 @@ uninstall:
 	+$(MAKE) --no-print-directory install DESTDIR=$(abspath $(B)/uninstall) >/dev/null
 	cd $(B)/uninstall && find . ! -type d | while read -r f; do \
 		rm -f "$(abspath $(DESTDIR))/$$f"; done
-	for d in $(SHARE)/doc/bitdelta/examples $(SHARE)/doc/bitdelta; do \
+	for d in $(SHARE)/doc/bitdelta/examples $(SHARE)/doc/bitdelta \
+		$(DESTDIR)$(PREFIX)/lib/bitdelta; do \
 		[ ! -d $$d ] || rmdir --ignore-fail-on-non-empty $$d; done
 	rm -rf $(B)/uninstall
 	[ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || ldconfig

@@ -16,12 +16,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
-#include "buffer.h"
 #include "container.h"
 #include "import_impl.h"
 #include "manifest.h"
+#include "store.h"
 #include "utf8.h"
 
 /* Above this, base and fine-tune are not relatives and one bit will not do. */
@@ -191,33 +190,9 @@ static int copy_raw(struct import *im, struct bd_item *item, uint64_t from, uint
 {
 	const struct bd_tensor *t = item->entry->tensor;
 	uint64_t start = from ? t->size / t->shape[0] * from : 0;
-	XXH3_state_t *hash = XXH3_createState();
-	char *buf = malloc(BD_IMPORT_CHUNK);
-	int rc = 0;
 
-	if (!hash || !buf) {
-		rc = out_of_memory(im, err);
-		goto out;
-	}
-	XXH3_128bits_reset(hash);
-	for (uint64_t at = start; at < t->size; at += BD_IMPORT_CHUNK) {
-		size_t n = t->size - at < BD_IMPORT_CHUNK ? (size_t)(t->size - at) : BD_IMPORT_CHUNK;
-
-		rc = bd_file_read(item->file, buf, n, t->offset + at, err);
-		if (rc == 0 && im->look.stop && *im->look.stop)
-			rc = bd_error_set(err, -EINTR, "interrupted");
-		if (rc == 0)
-			rc = bd_output_write(im->container->output, buf, n, offset + at - start, err);
-		if (rc < 0)
-			goto out;
-		XXH3_128bits_update(hash, buf, n);
-	}
-	bd_hash_text(XXH3_128bits_digest(hash),
-		     from ? item->entry->tail_xxh128 : item->entry->xxh128);
-out:
-	XXH3_freeState(hash);
-	free(buf);
-	return rc;
+	return bd_store_copy(im->container, item->file, t->offset + start, t->size - start, offset,
+			     im->look.stop, from ? item->entry->tail_xxh128 : item->entry->xxh128, err);
 }
 
 /* Items that were not sign-coded, and what is left of those that were. */
@@ -303,82 +278,28 @@ static int run_exact(struct import *im, unsigned low, unsigned high, struct bd_e
 
 static int store_scales(struct import *im, struct bd_error *err)
 {
-	uint64_t offset, size = im->scale_count * sizeof(*im->scales);
-	int rc;
-
-	if (im->scale_count == 0)
-		return 0;
-	bd_hash_data(im->scales, size, im->plan.delta->scales_xxh128);
-	rc = bd_container_place(im->container, "scales", "", BD_F32, 1, &im->scale_count, size,
-				&offset, err);
-	return rc < 0 ? rc : bd_output_write(im->container->output, im->scales, size, offset, err);
-}
-
-static int deflate_bytes(const struct import *im, const char *plain, size_t size, char **packed,
-			 uint64_t *packed_size, struct bd_error *err)
-{
-	uLongf n = compressBound(size);
-
-	*packed = malloc(n);
-	if (!*packed || compress2((Bytef *)*packed, &n, (const Bytef *)plain, size, 6) != Z_OK) {
-		free(*packed);
-		*packed = NULL;
-		return out_of_memory(im, err);
-	}
-	*packed_size = n;
-	return 0;
+	if (im->scale_count)
+		bd_hash_data(im->scales, im->scale_count * sizeof(*im->scales),
+			     im->plan.delta->scales_xxh128);
+	return bd_store_scales(im->container, im->scales, im->scale_count, err);
 }
 
 static int store_sidecar(struct import *im, struct bd_delta_file *f, struct bd_error *err)
 {
-	char *path = NULL, *plain = NULL, *packed = NULL;
-	uint64_t packed_size;
+	char *path = NULL, *plain = NULL;
 	size_t size;
 	int rc;
 
 	if (asprintf(&path, "%s/%s", im->plan.fine->path, f->name) < 0)
 		return out_of_memory(im, err);
 	rc = bd_file_slurp(path, BD_MAX_SIDECAR, &plain, &size, err);
-	if (rc == 0)
-		rc = deflate_bytes(im, plain, size, &packed, &packed_size, err);
 	if (rc == 0) {
 		f->size = size;
 		bd_hash_data(plain, size, f->xxh128);
-		rc = bd_container_add(im->container, "file", f->name, packed, packed_size, err);
+		rc = bd_store_file(im->container, f->name, plain, size, err);
 	}
-	free(packed);
 	free(plain);
 	free(path);
-	return rc;
-}
-
-static int store_manifest(struct import *im, struct bd_error *err)
-{
-	struct bd_buffer text = { 0 };
-	char hash[BD_HASH], metadata[200], *packed = NULL;
-	uint64_t packed_size;
-	int rc;
-
-	bd_manifest_print(im->plan.delta, &text);
-	if (text.failed) {
-		rc = out_of_memory(im, err);
-		goto out;
-	}
-	bd_hash_data(text.data, text.size, hash);
-	rc = deflate_bytes(im, text.data, text.size, &packed, &packed_size, err);
-	if (rc == 0 && !bd_manifest_size_is_possible(packed_size, text.size))
-		rc = bd_error_set(err, -E2BIG, "%s: its safetensors headers are too large to be kept (%zu "
-				  "bytes with the manifest), or padded too much", im->options->fine,
-				  text.size);
-	if (rc == 0)
-		rc = bd_container_add(im->container, "manifest", "", packed, packed_size, err);
-	snprintf(metadata, sizeof(metadata), "{\"format\":\"bdelta\",\"version\":\"1\","
-		 "\"manifest_size\":\"%zu\",\"manifest_xxh128\":\"%s\"}", text.size, hash);
-	if (rc == 0)
-		rc = bd_container_finish(im->container, metadata, err);
-out:
-	free(packed);
-	bd_buffer_free(&text);
 	return rc;
 }
 
@@ -425,7 +346,7 @@ static int run(struct import *im, struct bd_error *err)
 		if (!im->plan.delta->files[i].st)
 			rc = store_sidecar(im, &im->plan.delta->files[i], err);
 	if (rc == 0)
-		rc = store_manifest(im, err);
+		rc = bd_store_manifest(im->container, im->plan.delta, im->options->fine, err);
 	if (rc == 0)
 		rc = check_inputs(im, err);
 	if (rc == 0 && im->look.stop && *im->look.stop)
@@ -468,10 +389,10 @@ static int describe(struct import *im, struct bd_error *err)
 
 static int check_options(const struct bd_import_options *o, struct bd_error *err)
 {
-	size_t length = strlen(o->out);
+	int rc = bd_store_check_name(o->out, err);
 
-	if (length < 8 || strcmp(o->out + length - 7, ".bdelta") != 0 || o->out[length - 8] == '/')
-		return bd_error_set(err, -EINVAL, "%s: the output must be named SOMETHING.bdelta", o->out);
+	if (rc < 0)
+		return rc;
 	if (!(o->attenuation > 0) || !isfinite(o->attenuation))
 		return bd_error_set(err, -EINVAL, "the attenuation must be a positive number");
 	return 0;

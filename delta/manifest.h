@@ -1,5 +1,5 @@
 /* manifest.h: the manifest of a .bdelta file, read and written (FORMAT.md section 2). Private to
- * delta.c and import.c. */
+ * this library. */
 #ifndef BD_MANIFEST_H
 #define BD_MANIFEST_H
 

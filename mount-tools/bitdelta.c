@@ -7,8 +7,9 @@
 #include "mount.h"
 
 static const struct command *const commands[] = {
-	&command_import, &command_mount, &command_umount, &command_status, &command_df,
-	&command_info, &command_verify, &command_export, &command_doctor,
+	&command_import, &command_distill, &command_eval, &command_generate, &command_mount,
+	&command_umount, &command_status, &command_df, &command_info, &command_verify,
+	&command_export, &command_doctor,
 };
 
 #define COMMANDS (sizeof(commands) / sizeof(*commands))
@@ -22,7 +23,7 @@ static void print_help(FILE *out)
 		fprintf(out, "  %-8s  %s\n", commands[i]->name, commands[i]->summary);
 	fprintf(out, "\n`bitdelta COMMAND --help` explains a command. `-V` or `--version` prints the\n"
 		"version, `-h` or `--help` this text.\n"
-		"Sign deltas are lossy: `bitdelta info` shows by how much.\n");
+		"Sign deltas are lossy: `bitdelta eval` measures by how much.\n");
 }
 
 static int run(int argc, char **argv)

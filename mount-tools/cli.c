@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -101,6 +102,39 @@ bool command_parse(const struct command *command, int argc, char **argv,
 	return true;
 }
 
+int command_whole(const struct command *command, const char *option, const char *text, uint64_t low,
+		  uint64_t high, uint64_t *value)
+{
+	size_t digits = text ? strspn(text, "0123456789") : 0;
+	unsigned long long number;
+
+	if (!text)
+		return EXIT_OK;
+	errno = 0;
+	number = strtoull(text, NULL, 10);
+	if (digits == 0 || text[digits] || errno || number < low || number > high)
+		return command_usage(command, "%s needs a whole number from %" PRIu64 " to %" PRIu64
+				     ", not '%s'", option, low, high, text);
+	*value = number;
+	return EXIT_OK;
+}
+
+int command_real(const struct command *command, const char *option, const char *text, double low,
+		 double high, double *value)
+{
+	char *rest;
+	double number;
+
+	if (!text)
+		return EXIT_OK;
+	number = strtod(text, &rest);
+	if (!*text || *rest || !(number >= low && number <= high))
+		return command_usage(command, "%s needs a number from %g to %g, not '%s'", option, low,
+				     high, text);
+	*value = number;
+	return EXIT_OK;
+}
+
 static double now(void)
 {
 	struct timespec t;
@@ -145,8 +179,10 @@ static void show_progress(void *context, unsigned long long done, unsigned long 
 		cJSON *o = json_begin(&j);
 
 		json_number(&j, o, "progress", "%.4f", share);
-		json_number(&j, o, "done", "%llu", done);
-		json_number(&j, o, "total", "%llu", total);
+		if (!p->share_only) {
+			json_number(&j, o, "done", "%llu", done);
+			json_number(&j, o, "total", "%llu", total);
+		}
 		json_number(&j, o, "seconds", "%.1f", t);
 		json_print(&j, stderr, NULL); /* without memory, a line less */
 		return;
@@ -154,13 +190,18 @@ static void show_progress(void *context, unsigned long long done, unsigned long 
 	format_bytes(done, have);
 	format_bytes(total, all);
 	if (!p->terminal) {
-		fprintf(stderr, "%s: %.0f%% (%s of %s)\n", p->verb, 100 * share, have, all);
+		fprintf(stderr, "%s: %.0f%%", p->verb, 100 * share);
+		if (!p->share_only)
+			fprintf(stderr, " (%s of %s)", have, all);
+		fputc('\n', stderr);
 		return;
 	}
 	fprintf(stderr, "\r\033[K%s [", p->verb);
 	for (int i = 0; i < BAR; i++)
 		fputc(i < (int)(share * BAR) ? '#' : '.', stderr);
-	fprintf(stderr, "] %3.0f%%  %s of %s", 100 * share, have, all);
+	fprintf(stderr, "] %3.0f%%", 100 * share);
+	if (!p->share_only)
+		fprintf(stderr, "  %s of %s", have, all);
 	if (left >= 0)
 		fprintf(stderr, "  %d:%02d left", left / 60, left % 60);
 	fflush(stderr);
@@ -222,15 +263,14 @@ char *format_bytes(uint64_t bytes, char buf[32])
 	return buf;
 }
 
-void print_plain(const char *text)
+static void print_safely(const char *text, size_t left, const char *allowed)
 {
-	size_t left = strlen(text);
 	uint32_t code;
 
 	while (left > 0) {
 		unsigned n = bd_utf8_decode(text, left, &code);
 
-		if (n == 0 || !bd_utf8_is_plain(text, n)) {
+		if (n == 0 || (!bd_utf8_is_plain(text, n) && !(*text && strchr(allowed, *text)))) {
 			putchar('?');
 			n = n ? n : 1;
 		} else {
@@ -239,6 +279,16 @@ void print_plain(const char *text)
 		text += n;
 		left -= n;
 	}
+}
+
+void print_plain(const char *text)
+{
+	print_safely(text, strlen(text), "");
+}
+
+void print_lines(const char *text, size_t size)
+{
+	print_safely(text, size, "\n\t");
 }
 
 /* What tensors or files of one kind take. */
@@ -301,7 +351,8 @@ int print_summary(const struct bd_delta *delta, struct bd_error *err)
 	       format_bytes(s.fine_bytes, a), format_bytes(s.delta_bytes, b),
 	       (double)s.fine_bytes / (double)s.delta_bytes);
 	if (s.worst)
-		printf("  error of weights coded by signs: median %.3f, worst %.3f (%s)\n",
-		       s.error_median, s.error_worst, s.worst);
+		printf("  error of weights coded by signs%s: median %.3f, worst %.3f (%s)\n",
+		       delta->distilled ? ", before distillation" : "", s.error_median,
+		       s.error_worst, s.worst);
 	return 0;
 }

@@ -20,8 +20,9 @@ struct command {
 	int (*run)(const struct command *command, int argc, char **argv);
 };
 
-extern const struct command command_import, command_export, command_info, command_verify,
-	command_mount, command_umount, command_status, command_df, command_doctor;
+extern const struct command command_import, command_distill, command_eval, command_generate,
+	command_export, command_info, command_verify, command_mount, command_umount, command_status,
+	command_df, command_doctor;
 
 /* "bitdelta NAME: SENTENCE" on stderr, and the exit status that suits the code. */
 int command_fail(const struct command *command, const struct bd_error *err);
@@ -45,6 +46,13 @@ struct command_option {
 bool command_parse(const struct command *command, int argc, char **argv,
 		   const struct command_option *options, int *status);
 
+/* The value of OPTION ("--threads") as a whole number, or as any, from low to high; it stays as it is where
+ * TEXT is NULL. Returns the exit status: EXIT_USAGE where it is none, which was said. */
+int command_whole(const struct command *command, const char *option, const char *text, uint64_t low,
+		  uint64_t high, uint64_t *value);
+int command_real(const struct command *command, const char *option, const char *text, double low,
+		 double high, double *value);
+
 /* How long work is shown: a bar with the time left on a terminal, otherwise a line every ten
  * seconds, JSON lines with `json`, nothing with `quiet`. Sets watch->progress, note and cancel;
  * SIGINT, SIGTERM and SIGHUP then cancel, unless the caller has them ignored. A file size limit
@@ -52,6 +60,7 @@ bool command_parse(const struct command *command, int argc, char **argv,
 struct progress {
 	const char *verb;
 	bool json, quiet, terminal;
+	bool share_only; /* done and total are no bytes: to be set after progress_begin */
 	double started, shown;
 };
 void progress_begin(struct progress *p, struct bd_watch *watch, const char *verb, bool json,
@@ -64,6 +73,8 @@ char *format_bytes(uint64_t bytes, char buf[32]);
 /* Text that a stranger may have chosen, on stdout: control characters and what is not UTF-8 become '?',
  * so that it can neither break lines nor steer a terminal. */
 void print_plain(const char *text);
+/* The same for text of several lines: line feeds and tabs are printed too. */
+void print_lines(const char *text, size_t size);
 /* The table that import and info end with, and the same as members of a JSON object. */
 int print_summary(const struct bd_delta *delta, struct bd_error *err);
 int json_summary(struct json *j, cJSON *object, const struct bd_delta *delta, struct bd_error *err);

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-#include "cli.h"
+#include "engine.h"
 
 static const char help[] =
 "Usage: bitdelta import --base BASE FINE [-o OUT.bdelta] [OPTIONS]\n"
@@ -25,6 +25,11 @@ static const char help[] =
 "  --sign GLOB          also code tensors of these names by signs; may repeat\n"
 "  --raw GLOB           keep tensors of these names exact; may repeat, the last match decides\n"
 "  --force              import although the configurations name different architectures\n"
+"  --device DEVICE      where to distil: auto (the default), cpu, cuda or cuda:N\n"
+"  --steps N            of distillation (default 200); 0: none, closed-form scales\n"
+"  --calib FILE         text, JSON lines or token numbers to distil with\n"
+"  --loss KIND          both (the default), mse of the logits, or kl\n"
+"  --seed N             for the choice and the order of that text (default 0)\n"
 "  --threads N          default: one per core\n"
 "  --json               progress on stderr and result on stdout as JSON\n"
 "  -q, --quiet          no progress, no table\n"
@@ -32,23 +37,20 @@ static const char help[] =
 "\n"
 "Tensors that are bit-identical to BASE's cost nothing; embeddings, output heads, norms, biases\n"
 "and small tensors are kept exactly; the other weights become signs and scales, which is lossy.\n"
-"An import that fails or is interrupted leaves the old FILE or nothing.\n";
+"An import that fails or is interrupted leaves the old FILE or nothing. Once FILE is there its scales\n"
+"are refined until its outputs are close to FINE's, on a GPU where there is one, or where that takes\n"
+"minutes; interrupted then, FILE stays, with closed-form scales.\n";
 
 struct arguments {
 	struct bd_import_options options;
 	struct bd_rule *rules;
 	char *default_out;
-	const char *scale, *attenuation, *threads; /* as given; NULL if not */
+	const char *scale, *attenuation; /* as given; NULL if not */
+	struct engine_arguments engine;
+	struct bdx_distill_options distill;
+	struct bdx_distill_report report;
 	bool json, quiet;
 };
-
-static int parse_number(const char *text, double low, double high, double *value)
-{
-	char *rest;
-
-	*value = strtod(text, &rest);
-	return *text && !*rest && *value >= low && *value <= high ? 0 : -1;
-}
 
 /* OUT for an import without -o: the last component of FINE ("org/name" of a cache entry: name). */
 static char *default_output(const char *fine)
@@ -89,20 +91,17 @@ static void take_raw(void *context, const char *glob)
 static int settle(const struct command *command, int argc, char **argv, struct arguments *a)
 {
 	struct bd_import_options *o = &a->options;
-	double number;
+	int status;
 
 	if (a->scale && !bd_scale_parse(a->scale, &o->scale))
 		return command_usage(command, "--scale is tensor, row or rank1, not '%s'",
 				     a->scale);
-	if (a->attenuation && parse_number(a->attenuation, 1e-6, 1e6, &o->attenuation) < 0)
-		return command_usage(command, "--attenuation needs a positive number, not '%s'",
-				     a->attenuation);
-	if (a->threads) {
-		if (parse_number(a->threads, 1, 1024, &number) < 0 || number != (unsigned)number)
-			return command_usage(command, "--threads needs a whole number from 1 to "
-					     "1024, not '%s'", a->threads);
-		o->threads = (unsigned)number;
-	}
+	status = command_real(command, "--attenuation", a->attenuation, 1e-6, 1e6, &o->attenuation);
+	if (status == EXIT_OK)
+		status = engine_settle(command, &a->engine, 0, &a->distill);
+	if (status != EXIT_OK)
+		return status;
+	o->threads = a->distill.threads;
 	if (!o->base)
 		return command_usage(command, "--base BASE is missing");
 	if (argc - optind != 1)
@@ -110,7 +109,12 @@ static int settle(const struct command *command, int argc, char **argv, struct a
 	o->fine = argv[optind];
 	if (!o->out)
 		o->out = a->default_out = default_output(o->fine);
-	return o->out ? EXIT_OK : out_of_memory(command);
+	if (!o->out)
+		return out_of_memory(command);
+	a->distill.base = o->base;
+	a->distill.fine = o->fine;
+	a->distill.delta = a->distill.out = o->out;
+	return EXIT_OK;
 }
 
 /* False as command_parse. */
@@ -126,7 +130,12 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 		{ "sign", .take = take_sign, .context = a },
 		{ "raw", .take = take_raw, .context = a },
 		{ "force", .flag = &o->force },
-		{ "threads", .value = &a->threads },
+		{ "device", .value = &a->engine.device },
+		{ "steps", .value = &a->engine.steps },
+		{ "calib", .value = &a->engine.calib },
+		{ "loss", .value = &a->engine.loss },
+		{ "seed", .value = &a->engine.seed },
+		{ "threads", .value = &a->engine.threads },
 		{ "json", .flag = &a->json },
 		{ "quiet", 'q', .flag = &a->quiet },
 		{ 0 },
@@ -134,6 +143,7 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 
 	o->scale = BD_SCALE_RANK1;
 	o->attenuation = BD_ATTENUATION;
+	bdx_distill_defaults(&a->distill);
 	o->rules = a->rules = calloc((size_t)argc, sizeof(*a->rules));
 	if (!a->rules) {
 		*status = out_of_memory(command);
@@ -145,19 +155,52 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 	return *status == EXIT_OK;
 }
 
-static int json_report(const char *out, const struct bd_delta *delta, double seconds,
+/* Refine the file that an import has just completed. It stays good whatever happens, so a failure counts
+ * only where the user asked for what failed. Returns the exit status; other than EXIT_OK, there is no more
+ * to say. */
+static int distill(const struct command *command, struct arguments *a)
+{
+	struct bdx_distill_options *o = &a->distill;
+	bool asked = o->calib || (a->engine.device && strcmp(o->device, "auto") != 0);
+	struct bd_error err = { 0 };
+	struct progress progress;
+	int rc;
+
+	engine_begin(&progress, &o->watch, "distilling", a->json, a->quiet);
+	rc = bdx_distill(o, &a->report, &err);
+	progress_end(&progress);
+	if (rc == 0 && !a->report.done) {
+		char note[sizeof(a->report.why) + 64];
+
+		snprintf(note, sizeof(note), "not distilled, the scales are the closed form: %s",
+			 a->report.why);
+		o->watch.note(o->watch.context, note);
+	}
+	if (rc == 0)
+		return EXIT_OK;
+	fprintf(stderr, "bitdelta %s: %s; %s is complete, with closed-form scales\n", command->name,
+		err.text, o->out);
+	if (rc == -EINTR)
+		return EXIT_INTERRUPTED;
+	snprintf(a->report.why, sizeof(a->report.why), "%.500s", err.text);
+	return asked ? EXIT_FAILED : EXIT_OK;
+}
+
+static int json_report(const struct arguments *a, const struct bd_delta *delta, double seconds,
 		       uint64_t memory, struct bd_error *err)
 {
 	struct json j;
 	cJSON *o = json_begin(&j);
 	int rc;
 
-	json_string(&j, o, "output", out);
+	json_string(&j, o, "output", a->options.out);
 	rc = json_summary(&j, o, delta, err);
 	if (rc < 0) {
 		json_drop(&j);
 		return rc;
 	}
+	if (a->distill.steps)
+		engine_json_distillation(&j, json_object(&j, o, "distillation"), &a->report);
 	json_number(&j, o, "seconds", "%.3f", seconds);
 	json_number(&j, o, "peak_memory", "%" PRIu64, memory);
 	return json_print(&j, stdout, err);
@@ -180,10 +223,11 @@ static int report(const struct arguments *a, double seconds, struct bd_error *er
 	getrusage(RUSAGE_SELF, &usage);
 	memory = (uint64_t)usage.ru_maxrss * 1024;
 	if (a->json) {
-		rc = json_report(out, delta, seconds, memory, err);
+		rc = json_report(a, delta, seconds, memory, err);
 	} else {
 		printf("%s\n", out);
 		rc = print_summary(delta, err);
+		engine_print_distillation(&a->report);
 		printf("  %.1f s, at most %s of memory\n", seconds, format_bytes(memory, text));
 	}
 	bd_delta_close(delta);
@@ -202,8 +246,10 @@ static int run(const struct command *command, int argc, char **argv)
 		progress_begin(&progress, &a.options.watch, "importing", a.json, a.quiet);
 		rc = bd_import(&a.options, &err);
 		seconds = progress_end(&progress);
-		if (rc == 0)
-			rc = report(&a, seconds, &err);
+		if (rc == 0 && a.distill.steps)
+			status = distill(command, &a);
+		if (rc == 0 && status == EXIT_OK)
+			rc = report(&a, seconds + a.report.seconds_total, &err);
 		if (rc < 0)
 			status = command_fail(command, &err);
 	}

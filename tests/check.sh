@@ -232,6 +232,10 @@ for t in tests/faults/[0-9][0-9]-*.sh; do
 	[ -e "$t" ] || continue
 	BUILD=$root/build/release run "faults/$(basename "$t" .sh)" 600 bash "$t"
 done
+for t in tests/engine/*.sh; do
+	[ -e "$t" ] || continue
+	BUILD=$root/build/release run "engine/$(basename "$t" .sh)" 600 bash "$t"
+done
 run loaders 600 tests/loaders/run.sh build/release
 run deb 900 tests/deb.sh
 finish

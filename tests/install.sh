@@ -55,6 +55,9 @@ usr/share/man/man5/bdelta.5
 usr/share/man/man8/mount.bitdelta.8
 usr/share/man/man8/mount.fuse.bitdelta.8 -> mount.bitdelta.8
 LIST
+if [ -e "$build/bitdelta-cuda.so" ]; then
+	echo usr/lib/bitdelta/bitdelta-cuda.so | sort -o "$tmp/wanted" "$tmp/wanted" -
+fi
 (cd "$root" && find . -type l -printf '%P -> %l\n' -o ! -type d -printf '%P\n') | sort >"$tmp/there"
 check "make install: the right files" diff "$tmp/wanted" "$tmp/there"
 check "nothing installed names the build directory or DESTDIR" \
@@ -94,7 +97,7 @@ check "and links statically with the archive" \
 	"$cc" -Wall -Wextra -Werror "$example" $(pc --cflags) "$root$lib/libbitdelta.a" \
 	$(pc --static --libs-only-l | sed 's/-lbitdelta//') -pthread -o "$tmp/example-static"
 
-"$build/bitdelta" import -q --base $data/base $data/kjv -o "$tmp/kjv.bdelta" &&
+"$build/bitdelta" import -q --steps 0 --base $data/base $data/kjv -o "$tmp/kjv.bdelta" &&
 	"$build/bitdelta" export -q "$tmp/kjv.bdelta" --base $data/base -o "$tmp/kjv" || bad "no delta to read"
 example() { LD_LIBRARY_PATH=$root$lib "$tmp/example" $data/base "$tmp/kjv.bdelta" "$@"; }
 cat >"$tmp/tensors.py" <<'PY'
@@ -180,6 +183,9 @@ check "completion: a delta as mount option" \
 check "completion: the second delta" \
 	proposes "bitdelta mount base mnt -o allow_other,deltas=$tmp/a.bdelta:$tmp/kj" "$tmp/kjv.bdelta"
 check "completion: a kind of scales" proposes "bitdelta import --scale ran" rank1
+check "completion: a device" proposes "bitdelta distill --device cu" cuda
+check "completion: a text" proposes "bitdelta eval --text $tmp/heade" "$tmp/header.cc"
+check "completion: a fine-tune" proposes "bitdelta eval --fine $tmp/di" "$tmp/dir"
 check "completion: a directory" proposes "bitdelta import --base $tmp/di" "$tmp/dir"
 
 # --- and away again ---

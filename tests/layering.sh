@@ -1,6 +1,6 @@
 #!/bin/bash
 # layering.sh: dependencies point one way: mount-tools -> fs -> delta <- gpu, mount-tools -> gpu,
-# mount-tools -> delta. Looks at every #include, and at what the finished daemon links.
+# mount-tools -> delta. Looks at every #include, and at what the finished programs are linked with.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 status=0
@@ -50,13 +50,24 @@ check fs "fs delta" "$cuda"
 check gpu "gpu delta" "$fuse"
 check mount-tools "mount-tools fs delta gpu" "$cuda"
 
-# Mounting must work on a machine without a GPU.
-daemon=build/release/mount.bitdelta
-if [ -e $daemon ]; then
-	if ldd $daemon | grep -E 'libcuda|libcublas|libnvrtc|libcudnn'; then
-		bad "mount.bitdelta is linked with CUDA"
+# The engine knows its backends by ops.h alone.
+found=$(grep -lE "^[[:space:]]*#[[:space:]]*include[[:space:]]*<(${cuda#^(}" gpu/*.[ch])
+if [ -z "$found" ]; then ok "gpu: CUDA in .cu files only"; else bad "gpu: CUDA in ${found//$'\n'/ }"; fi
+
+# unlinked PROGRAM WHAT "LIBRARIES (regular expression)"
+unlinked() {
+	[ -e "build/release/$1" ] || return
+	if ldd "build/release/$1" | grep -E "$3"; then
+		bad "$1 is linked with $2"
 	else
-		ok "mount.bitdelta is not linked with CUDA"
+		ok "$1 is not linked with $2"
 	fi
-fi
+}
+
+# All must work on a machine without a GPU, where these are opened if they are there; and mounting is none
+# of the engine's business.
+open='libcuda|libcublas|libnvrtc|libcudnn|libopenblas|libblas'
+unlinked bitdelta "CUDA or BLAS" "$open"
+unlinked mount.bitdelta "what the engine needs" "$open|libpcre2|libutf8proc"
+unlinked libbitdelta.so.0 "what the engine needs" "$open|libpcre2|libutf8proc"
 exit $status

@@ -21,9 +21,11 @@ as_root=
 
 # --- Debian packages ---
 
-packages="gcc make pkg-config libc6-dev libfuse3-dev fuse3 libcjson-dev libxxhash-dev zlib1g-dev"
+packages="gcc make pkg-config libc6-dev libfuse3-dev fuse3 libcjson-dev libxxhash-dev zlib1g-dev
+	libpcre2-dev libutf8proc-dev"
 case $level in deb | test) packages="$packages build-essential debhelper" ;; esac
-case $level in demo | test) packages="$packages python3 python3-venv" ;; esac
+# OpenBLAS is opened where it is there; without it, distillation on the processor takes far longer.
+case $level in demo | test) packages="$packages python3 python3-venv libopenblas0-pthread" ;; esac
 [ "$level" != test ] || packages="$packages libcmocka-dev python3-torch python3-numpy \
 	util-linux procps strace man-db lintian debootstrap rsync attr"
 
@@ -59,7 +61,7 @@ else
 		command -v $c >/dev/null || lacking="$lacking $c"
 	done
 	if command -v pkg-config >/dev/null; then
-		for l in fuse3 libcjson libxxhash zlib; do
+		for l in fuse3 libcjson libxxhash zlib libpcre2-8 libutf8proc; do
 			pkg-config --exists $l || lacking="$lacking $l"
 		done
 	fi

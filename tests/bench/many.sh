@@ -9,7 +9,7 @@ measure_together() {
 	"$bin/bench/make_pair" "$work/small" 1024 2 4
 	mkdir "$work/deltas64"
 	for ((i = 0; i < 4; i++)); do
-		"$bin/bitdelta" import --base "$work/small/base" "$work/small/fine$i" -o "$work/s$i.bdelta" >/dev/null
+		"$bin/bitdelta" import --steps 0 --base "$work/small/base" "$work/small/fine$i" -o "$work/s$i.bdelta" >/dev/null
 	done
 	for ((i = 0; i < 64; i++)); do
 		ln "$work/s$((i % 4)).bdelta" "$work/deltas64/$(printf 'tune%02d' "$i").bdelta"
@@ -56,7 +56,7 @@ measure_directory() {
 	say "a directory of 1,000 fine-tunes, $many rounds"
 	"$bin/bench/make_pair" "$work/tiny" 16 32 1
 	mkdir "$work/deltas1000"
-	"$bin/bitdelta" import --base "$work/tiny/base" "$work/tiny/fine0" -o "$work/t.bdelta" >/dev/null
+	"$bin/bitdelta" import --steps 0 --base "$work/tiny/base" "$work/tiny/fine0" -o "$work/t.bdelta" >/dev/null
 	for ((i = 0; i < 1000; i++)); do
 		ln "$work/t.bdelta" "$work/deltas1000/$(printf 'tune%03d' "$i").bdelta"
 	done

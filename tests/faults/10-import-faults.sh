@@ -5,9 +5,9 @@ faults=$(cd "$(dirname "$0")" && pwd)
 BITDELTA=$BUILD/bitdelta
 O=$W/out
 mkdir "$O"
-must "$BITDELTA" import -q --base "$DATA/base" "$DATA/kjv" -o "$W/reference.bdelta"
+must "$BITDELTA" import -q --steps 0 --base "$DATA/base" "$DATA/kjv" -o "$W/reference.bdelta"
 
-import_kjv() { "$BITDELTA" import -q --base "$DATA/base" "$DATA/kjv" -o "${1:-$O/x.bdelta}"; }
+import_kjv() { "$BITDELTA" import -q --steps 0 --base "$DATA/base" "$DATA/kjv" -o "${1:-$O/x.bdelta}"; }
 reset() {
 	rm -rf "$O"
 	mkdir "$O"
@@ -52,16 +52,16 @@ chmod 755 "$W"
 if nobody test -x "$BITDELTA" -a -r "$DATA/kjv/model.safetensors" -a -r "$W/reference.bdelta" \
 	2>/dev/null; then
 	refuses "directory of somebody else" 1 "x.bdelta: .*Permission denied" \
-		nobody "$BITDELTA" import -q --base "$DATA/base" "$DATA/kjv" -o "$O/x.bdelta"
+		nobody "$BITDELTA" import -q --steps 0 --base "$DATA/base" "$DATA/kjv" -o "$O/x.bdelta"
 	same "directory of somebody else: the old file is left" old "$(state)"
 	cp -r "$DATA/kjv" "$W/closed"
 	chmod 000 "$W/closed/model.safetensors"
 	chmod 777 "$O"
 	refuses "unreadable model" 1 "closed/model.safetensors: .*Permission denied" \
-		nobody "$BITDELTA" import -q --base "$DATA/base" "$W/closed" -o "$O/x.bdelta"
+		nobody "$BITDELTA" import -q --steps 0 --base "$DATA/base" "$W/closed" -o "$O/x.bdelta"
 	chmod 000 "$W/closed"
 	refuses "unreadable directory" 1 "closed.*: .*Permission denied" \
-		nobody "$BITDELTA" import -q --base "$DATA/base" "$W/closed" -o "$O/x.bdelta"
+		nobody "$BITDELTA" import -q --steps 0 --base "$DATA/base" "$W/closed" -o "$O/x.bdelta"
 	same "unreadable: the old file is left" old "$(state)"
 else
 	skip "permissions" "nobody cannot run $BITDELTA or look into $W"
@@ -75,7 +75,7 @@ if ${CC:-gcc} -shared -fPIC -O1 -o "$W/inject.so" "$faults/inject.c" -ldl 2>"$W/
 		local call=$1 k=$2 code=$3
 		shift 3
 		env "$@" INJECT_CALL="$call" INJECT_AT="$k" INJECT_ERRNO="$code" LD_PRELOAD="$W/inject.so" \
-			"$BITDELTA" import -q --threads 2 --base "$DATA/base" "$DATA/kjv" -o "$O/x.bdelta" \
+			"$BITDELTA" import -q --steps 0 --threads 2 --base "$DATA/base" "$DATA/kjv" -o "$O/x.bdelta" \
 			2>"$W/inject.log"
 	}
 	# calls CALL: how many an import makes
@@ -148,7 +148,7 @@ if ${CC:-gcc} -shared -fPIC -O1 -o "$W/inject.so" "$faults/inject.c" -ldl 2>"$W/
 		[ $which = base ] && args[0]=$W/touched || args[1]=$W/touched
 		refuses "$which changes meanwhile" 1 "touched/model.safetensors: was written to" \
 			env INJECT_CALL=pread INJECT_AT=90 INJECT_TOUCH="$W/touched/model.safetensors" \
-			LD_PRELOAD="$W/inject.so" "$BITDELTA" import -q --base "${args[@]}" -o "$O/x.bdelta"
+			LD_PRELOAD="$W/inject.so" "$BITDELTA" import -q --steps 0 --base "${args[@]}" -o "$O/x.bdelta"
 		same "$which changes meanwhile: the old file is left" old "$(state)"
 		rm -rf "$W/touched"
 	done
@@ -167,7 +167,7 @@ killed() {
 	took=$((($(date +%s%N) - took) / 1000000 + 5))
 	reset
 	for ((i = 0; i < count; i++)); do
-		env --default-signal=INT,TERM,HUP "$BITDELTA" import -q --base "$base" "$fine" -o "$O/x.bdelta" 2>"$W/killed.log" &
+		env --default-signal=INT,TERM,HUP "$BITDELTA" import -q --steps 0 --base "$base" "$fine" -o "$O/x.bdelta" 2>"$W/killed.log" &
 		pid=$!
 		sleep "$(printf '%d.%03d' $((k = RANDOM % took, k / 1000)) $((k % 1000)))"
 		kill "-$signal" $pid 2>/dev/null
@@ -233,12 +233,12 @@ same "two importers at once, 20 times" "" "$wrong"
 # --- Many tensors ---
 
 must python3 "$faults/make_many.py" "$W/many" 5000 16 24
-check "5,000 tensors: import" "$BITDELTA" import -q --base "$W/many/base" "$W/many/fine" -o "$W/many.bdelta"
+check "5,000 tensors: import" "$BITDELTA" import -q --steps 0 --base "$W/many/base" "$W/many/fine" -o "$W/many.bdelta"
 check "5,000 tensors: verify" "$BITDELTA" verify --base "$W/many/base" "$W/many.bdelta"
 rm -rf "$W/many" "$W/many.bdelta"
 must python3 "$faults/make_many.py" "$W/many" 200000 1 1
 start=$SECONDS
-check "200,000 tensors: import" timeout 120 "$BITDELTA" import --json --base "$W/many/base" "$W/many/fine" \
+check "200,000 tensors: import" timeout 120 "$BITDELTA" import --steps 0 --json --base "$W/many/base" "$W/many/fine" \
 	--raw '*' -o "$W/many.bdelta"
 took=$((SECONDS - start))
 check "200,000 tensors: within a minute (took $took s)" test $took -le 60
@@ -252,9 +252,9 @@ rm -rf "$W/many" "$W/many.bdelta"
 hostile() {
 	reset
 	refuses "$1: as a fine-tune" 1 "^bitdelta import: fine-tune: .*$2" \
-		timeout 20 "$BITDELTA" import -q --base "$DATA/base" "$3" -o "$O/x.bdelta"
+		timeout 20 "$BITDELTA" import -q --steps 0 --base "$DATA/base" "$3" -o "$O/x.bdelta"
 	refuses "$1: as a base" 1 "^bitdelta import: base: .*$2" \
-		timeout 20 "$BITDELTA" import -q --base "$3" "$DATA/kjv" -o "$O/x.bdelta"
+		timeout 20 "$BITDELTA" import -q --steps 0 --base "$3" "$DATA/kjv" -o "$O/x.bdelta"
 	same "$1: the old file is left" old "$(state)"
 }
 H=$W/hostile
@@ -321,21 +321,21 @@ reset
 cp -r "$DATA/kjv" "$H/other"
 sed -i 's/"model_type": *"[a-z0-9]*"/"model_type": "other"/' "$H/other/config.json"
 refuses "wrong architecture" 1 "wrong architecture: .*'other'.*--force" \
-	"$BITDELTA" import -q --base "$DATA/base" "$H/other" -o "$O/x.bdelta"
+	"$BITDELTA" import -q --steps 0 --base "$DATA/base" "$H/other" -o "$O/x.bdelta"
 same "wrong architecture: the old file is left" old "$(state)"
-check "wrong architecture, forced" "$BITDELTA" import -q --force --base "$DATA/base" "$H/other" -o "$O/x.bdelta"
+check "wrong architecture, forced" "$BITDELTA" import -q --steps 0 --force --base "$DATA/base" "$H/other" -o "$O/x.bdelta"
 refuses "output without .bdelta" 1 "must be named SOMETHING.bdelta" \
-	"$BITDELTA" import -q --base "$DATA/base" "$DATA/kjv" -o "$O/x"
+	"$BITDELTA" import -q --steps 0 --base "$DATA/base" "$DATA/kjv" -o "$O/x"
 refuses "output in no directory" 1 "none/x.bdelta: .*No such file" \
-	"$BITDELTA" import -q --base "$DATA/base" "$DATA/kjv" -o "$O/none/x.bdelta"
+	"$BITDELTA" import -q --steps 0 --base "$DATA/base" "$DATA/kjv" -o "$O/none/x.bdelta"
 mkdir "$O/d.bdelta"
 refuses "output is a directory" 1 "d.bdelta: not a file name|d.bdelta: .*regular file" \
-	"$BITDELTA" import -q --base "$DATA/base" "$DATA/kjv" -o "$O/d.bdelta"
+	"$BITDELTA" import -q --steps 0 --base "$DATA/base" "$DATA/kjv" -o "$O/d.bdelta"
 refuses "no base" 2 "--base" "$BITDELTA" import "$DATA/kjv" -o "$O/x.bdelta"
 
 # Names from outside never reach the terminal as they are.
 cp -r "$DATA/base" "$H/"$'esc\e[2J\xff\nbase'
-check "base with a strange name: import" "$BITDELTA" import -q --base "$H/"$'esc\e[2J\xff\nbase' "$DATA/kjv" \
+check "base with a strange name: import" "$BITDELTA" import -q --steps 0 --base "$H/"$'esc\e[2J\xff\nbase' "$DATA/kjv" \
 	-o "$W/strange.bdelta"
 check "base with a strange name: info" "$BITDELTA" info "$W/strange.bdelta"
 same "base with a strange name: info prints no control characters" 0 \

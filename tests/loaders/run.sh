@@ -34,7 +34,7 @@ must() {
 }
 
 mkdir "$work/mnt"
-must import "$build/bitdelta" import --base "$data/base" "$data/kjv" -o "$work/kjv.bdelta"
+must import "$build/bitdelta" import --steps 0 --base "$data/base" "$data/kjv" -o "$work/kjv.bdelta"
 must export "$build/bitdelta" export "$work/kjv.bdelta" --base "$data/base" -o "$work/export"
 must mount "$build/mount.bitdelta" "$data/base" "$work/mnt" -o "deltas=$work/kjv.bdelta"
 kjv=$work/mnt/kjv
@@ -56,7 +56,7 @@ must "make models" "$python" "$here/make_models.py" "$work/made" "$data/base/tok
 bases=
 for d in "$work/made"/*; do
 	name=$(basename "$d")
-	must "import $name" "$build/bitdelta" import -q --base "$d/$name-base" "$d/$name" -o "$work/deltas/$name.bdelta"
+	must "import $name" "$build/bitdelta" import -q --steps 0 --base "$d/$name-base" "$d/$name" -o "$work/deltas/$name.bdelta"
 	must "export $name" "$build/bitdelta" export -q "$work/deltas/$name.bdelta" --base "$d/$name-base" -o "$work/truth/$name"
 	ln "$work/deltas/$name.bdelta" "$work/acme/acme--$name.bdelta"
 	bases=$bases,base=$d/$name-base

@@ -88,7 +88,7 @@ def check(name, base, fine, *options, plain_base=None):
     delta, export, decoded, mnt = (os.path.join(top, x) for x in
                                    (name + ".bdelta", "export", "decoded", "mnt"))
     bitdelta = os.path.join(build, "bitdelta")
-    call(bitdelta, "import", *options, "--base", base, fine, "-o", delta)
+    call(bitdelta, "import", "--steps", "0", *options, "--base", base, fine, "-o", delta)
     call(bitdelta, "verify", "--base", base, delta)
     call(bitdelta, "export", delta, "--base", base, "-o", export)
     said = call(sys.executable, os.path.join(here, "decode.py"), delta, plain_base or base, decoded)

@@ -23,8 +23,8 @@ bytes_in() { cat "$1"/* | wc -c; }
 
 # --- JSON ---
 
-check "import --json" "$BITDELTA" import --json --base "$B" "$F" -o kjv.bdelta
-"$BITDELTA" import --json --base "$B" "$F" -o kjv.bdelta >import.json 2>import.err
+check "import --json" "$BITDELTA" import --steps 0 --json --base "$B" "$F" -o kjv.bdelta
+"$BITDELTA" import --steps 0 --json --base "$B" "$F" -o kjv.bdelta >import.json 2>import.err
 same "import --json: exit status" 0 $?
 size=$(stat -c %s kjv.bdelta)
 check "it is JSON" python3 -m json.tool import.json
@@ -98,10 +98,10 @@ holds "export --json" export.json "list(o) == ['output', 'files', 'bytes', 'seco
 
 # --- quiet ---
 
-same "import -q says nothing" "0 " "$("$BITDELTA" import -q --base "$B" "$F" -o q.bdelta 2>&1
+same "import -q says nothing" "0 " "$("$BITDELTA" import --steps 0 -q --base "$B" "$F" -o q.bdelta 2>&1
 	echo $?) "
 check "and writes the same file" cmp q.bdelta kjv.bdelta
-"$BITDELTA" import -q --json --base "$B" "$F" -o q.bdelta >quiet.json 2>quiet.err
+"$BITDELTA" import --steps 0 -q --json --base "$B" "$F" -o q.bdelta >quiet.json 2>quiet.err
 holds "import -q --json still prints the result" quiet.json "o['delta_bytes'] == $size"
 same "but nothing else" "" "$(cat quiet.err)"
 same "verify -q says nothing" "" "$("$BITDELTA" verify -q kjv.bdelta --base "$B" 2>&1)"
@@ -111,7 +111,7 @@ refuses "verify -q prints failures" 1 'cut.bdelta' "$BITDELTA" verify -q cut.bde
 # --- usage ---
 
 for option in -h --help; do
-	for command in "" import mount umount info verify export status df doctor; do
+	for command in "" import distill eval generate mount umount info verify export status df doctor; do
 		[ "$command $option" != "mount -h" ] || continue # mount.bitdelta(8) has --help only
 		check "bitdelta $command $option" grep -qi '^usage: bitdelta' \
 			<("$BITDELTA" $command $option 2>&1)
@@ -126,7 +126,7 @@ check "bitdelta mount --version" grep -q '^bitdelta mount [0-9]' <("$BITDELTA" m
 check "help in a cluster" grep -q '^Usage: bitdelta verify' <("$BITDELTA" verify -qh)
 refuses "no command" 2 'Usage: bitdelta' "$BITDELTA"
 refuses "unknown command" 2 "no command 'frobnicate'" "$BITDELTA" frobnicate
-for command in import info verify export umount status df doctor; do
+for command in import distill eval generate info verify export umount status df doctor; do
 	refuses "$command: unknown option" 2 "^bitdelta $command: unknown option: '--fancy' \(see" \
 		"$BITDELTA" $command --fancy x
 	refuses "$command: unknown letter" 2 "unknown option: '-z'" "$BITDELTA" $command -z x
@@ -134,10 +134,10 @@ for command in import info verify export umount status df doctor; do
 		"$BITDELTA" $command -zq x
 	refuses "$command: --help with a value" 2 '--help takes no value' "$BITDELTA" $command --help=x
 done
-for command in import info verify export umount; do
+for command in import distill eval generate info verify export umount; do
 	refuses "$command: nothing to do" 2 'needed|missing' "$BITDELTA" $command
 done
-for command in import verify export; do
+for command in import distill eval verify export; do
 	refuses "$command: option without its value" 2 '--base needs a value' "$BITDELTA" $command --base
 	refuses "$command: value for a flag" 2 '--json takes no value' "$BITDELTA" $command --json=x
 	refuses "$command: unknown letter at the end of a cluster" 2 "unknown option: '-z'" \
@@ -148,14 +148,34 @@ refuses "export: letter without its value" 2 '-o needs a value' "$BITDELTA" expo
 refuses "import: wrong value" 2 "--scale is .* not 'x'" "$BITDELTA" import --scale x
 refuses "import: wrong factor" 2 "--attenuation needs .* not '0'" "$BITDELTA" import --attenuation 0
 refuses "import: wrong number of threads" 2 "--threads needs .* not '1.5'" "$BITDELTA" import --threads 1.5
-check "the last value decides" "$BITDELTA" import -q --scale x --scale row --base /nope --base "$B" \
+for command in import distill; do
+	refuses "$command: wrong loss" 2 "--loss is both, mse or kl, not 'x'" "$BITDELTA" $command --loss x
+	refuses "$command: wrong seed" 2 "--seed needs .* not '-1'" "$BITDELTA" $command --seed -1
+	refuses "$command: no such text" 1 "^bitdelta $command: /nope: No such file" \
+		"$BITDELTA" $command --calib /nope --base "$B" --threads 1
+done
+for command in import distill eval generate; do
+	for device in gpu cuda: cuda:x cuda:-1 ''; do
+		refuses "$command: wrong device '$device'" 2 "--device is .* not '$device'" \
+			"$BITDELTA" $command --device "$device"
+	done
+done
+refuses "import: steps" 2 "--steps needs .* 0 to .* not 'x'" "$BITDELTA" import --steps x
+refuses "distill: no steps" 2 "--steps needs .* 1 to .* not '0'" "$BITDELTA" distill --steps 0
+refuses "distill: wrong rate" 2 "--rate needs .* not '0'" "$BITDELTA" distill --rate 0
+refuses "distill: wrong length" 2 "--length needs .* not '1'" "$BITDELTA" distill --length 1
+refuses "distill: wrong batch" 2 "--batch needs .* not '0'" "$BITDELTA" distill --batch 0
+refuses "eval: wrong number of windows" 2 "--windows needs .* not '0'" "$BITDELTA" eval --windows 0
+refuses "generate: wrong temperature" 2 "--temperature needs .* not '-1'" "$BITDELTA" generate --temperature -1
+refuses "generate: wrong number of tokens" 2 "--tokens needs .* not '1e3'" "$BITDELTA" generate -n 1e3
+check "the last value decides" "$BITDELTA" import --steps 0 -q --scale x --scale row --base /nope --base "$B" \
 	"$F" -o last.bdelta
-refuses "import: two fine-tunes" 2 '2 given' "$BITDELTA" import --base "$B" "$F" "$F"
+refuses "import: two fine-tunes" 2 '2 given' "$BITDELTA" import --steps 0 --base "$B" "$F" "$F"
 refuses "doctor: arguments" 2 'no arguments' "$BITDELTA" doctor x
 refuses "info goes on with the next file, and fails" 1 '/nope' "$BITDELTA" info /nope kjv.bdelta
 same "info goes on with the next file" kjv.bdelta \
 	"$("$BITDELTA" info /nope kjv.bdelta 2>/dev/null | head -n 1)"
-refuses "import fails" 1 '^bitdelta import: .*/nope: no such' "$BITDELTA" import --base /nope "$F" -o n.bdelta
+refuses "import fails" 1 '^bitdelta import: .*/nope: no such' "$BITDELTA" import --steps 0 --base /nope "$F" -o n.bdelta
 refuses "export fails" 1 '^bitdelta export: .*/nope: no such' "$BITDELTA" export kjv.bdelta --base /nope -o n
 refuses "export: the target is a dot" 1 'name of a directory' \
 	"$BITDELTA" export kjv.bdelta --base "$B" -o .
@@ -164,7 +184,7 @@ refuses "export: the target is a link" 1 'name of a directory' \
 	"$BITDELTA" export kjv.bdelta --base "$B" -o link
 refuses "umount fails" 1 '^bitdelta umount: ' "$BITDELTA" umount "$W"
 ln -s q.bdelta link.bdelta
-check "import -o LINK" "$BITDELTA" import -q --scale tensor --base "$B" "$F" -o link.bdelta
+check "import -o LINK" "$BITDELTA" import --steps 0 -q --scale tensor --base "$B" "$F" -o link.bdelta
 check "the link was replaced" test ! -L link.bdelta
 check "not its target" cmp q.bdelta kjv.bdelta
 
@@ -180,7 +200,7 @@ done
 same "wrong usage stays 2" 2 $?
 for closed in '<&-' '>&-' '2>&-' '<&- >&- 2>&-'; do
 	rm -rf closed closed.bdelta
-	eval '"$BITDELTA" import --base "$B" "$F" -o closed.bdelta '"$closed" >out 2>&1
+	eval '"$BITDELTA" import --steps 0 --base "$B" "$F" -o closed.bdelta '"$closed" >out 2>&1
 	same "import $closed" 0 $?
 	check "import $closed: the same file" cmp closed.bdelta kjv.bdelta
 	eval '"$BITDELTA" export closed.bdelta --base "$B" -o closed '"$closed" >out 2>&1
@@ -188,7 +208,7 @@ for closed in '<&-' '>&-' '2>&-' '<&- >&- 2>&-'; do
 	check "export $closed: the same files" diff -r exported closed
 done
 refuses "file size limit" 1 'limit.bdelta: .*File too large' \
-	bash -c 'ulimit -f 64; exec "$@"' - "$BITDELTA" import --base "$B" "$F" -o limit.bdelta
+	bash -c 'ulimit -f 64; exec "$@"' - "$BITDELTA" import --steps 0 --base "$B" "$F" -o limit.bdelta
 refuses "file size limit, export" 1 'File too large' \
 	bash -c 'ulimit -f 64; exec "$@"' - "$BITDELTA" export kjv.bdelta --base "$B" -o limit
 same "file size limit: nothing is left" "" "$(ls -A | grep '^\.*limit')"
@@ -262,7 +282,7 @@ same "nohup: SIGINT still works" 130 $?
 wait $pid
 same "plain: exit status" 130 $?
 same "no result of an interrupted import" "" "$(cat nohup.out "$W/started.out")"
-nohup "$BITDELTA" import -q --base "$B" "$F" -o small.bdelta >/dev/null 2>&1
+nohup "$BITDELTA" import --steps 0 -q --base "$B" "$F" -o small.bdelta >/dev/null 2>&1
 same "nohup: exit status" 0 $?
 
 check "a terminal has a bar, and Ctrl-C" python3 - "${defaults[@]}" "$BITDELTA" "${big[@]}" -o t.bdelta <<'EOF'

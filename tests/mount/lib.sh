@@ -88,7 +88,7 @@ must() {
 # import BASE FINE NAME: $W/deltas/NAME.bdelta, and what it must look like in $W/truth/NAME/
 import() {
 	mkdir -p "$W/deltas" "$W/truth"
-	must "$BUILD/bitdelta" import --base "$1" "$2" -o "$W/deltas/$3.bdelta" >"$W/import.log" 2>&1
+	must "$BUILD/bitdelta" import --steps 0 --base "$1" "$2" -o "$W/deltas/$3.bdelta" >"$W/import.log" 2>&1
 	must "$BUILD/bitdelta" export "$W/deltas/$3.bdelta" --base "$1" -o "$W/truth/$3" \
 		>"$W/export.log" 2>&1
 }

@@ -1,0 +1,230 @@
+/* evaluate.c: how close is a delta to its fine-tune, as functions? See evaluate.h. */
+#include "evaluate.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "device.h"
+#include "judge.h"
+
+#define LENGTH 128
+#define WINDOWS 256
+#define SEED 20240215 /* another text than distillation learns from */
+
+struct evaluation {
+	const struct bdx_evaluate_options *options;
+	struct bdx_evaluation *result;
+	struct bdx_source *fine, *student, *base_source;
+	struct bd_base *base;
+	struct bd_view *view;
+	struct bdx_config *config, *base_config;
+	struct bdx_tokenizer *tokenizer;
+	struct bdx_ops *ops;
+	struct bdx_model *teacher;
+	struct bdx_windows windows[2];
+	struct bdx_judge *judges[2];
+};
+
+void bdx_evaluate_defaults(struct bdx_evaluate_options *options)
+{
+	*options = (struct bdx_evaluate_options){
+		.device = "auto", .length = LENGTH, .windows = WINDOWS,
+	};
+}
+
+static int open_inputs(struct evaluation *e, struct bd_error *err)
+{
+	struct bd_delta *delta;
+	char *json = NULL;
+	size_t size;
+	int rc = bdx_source_open(&e->fine, e->options->fine, err);
+
+	if (rc < 0)
+		return bd_error_prefix(err, "fine-tune");
+	rc = bdx_config_read(&e->config, e->fine, err);
+	if (rc < 0)
+		return rc;
+	rc = bd_base_open(&e->base, e->options->base, err);
+	if (rc == 0)
+		rc = bdx_source_open(&e->base_source, e->options->base, err);
+	if (rc < 0)
+		return bd_error_prefix(err, "base");
+	rc = bdx_config_read(&e->base_config, e->base_source, err);
+	if (rc == 0)
+		rc = bd_delta_open(&delta, e->options->delta, err);
+	if (rc < 0)
+		return rc;
+	rc = bd_view_open(&e->view, delta, e->base, err);
+	if (rc < 0) {
+		bd_delta_close(delta);
+		return rc;
+	}
+	rc = bdx_source_view(&e->student, e->view, err);
+	if (rc == 0)
+		rc = bdx_source_file(e->fine, "tokenizer.json", &json, &size, err);
+	if (rc == 0)
+		rc = bdx_tokenizer_open(&e->tokenizer, json, size, "tokenizer.json", err);
+	free(json);
+	return rc;
+}
+
+/* The first windows of a file, as many as are wanted and there. */
+static int text_windows(struct evaluation *e, struct bd_error *err)
+{
+	const struct bdx_evaluate_options *o = e->options;
+	struct bdx_windows *w = &e->windows[0];
+	uint64_t count;
+	int rc = bdx_file_tokens(&w->tokens, &count, o->text, e->tokenizer, e->config->vocabulary, err);
+
+	if (rc < 0)
+		return rc;
+	w->length = o->length;
+	w->count = count / o->length < o->windows ? count / o->length : o->windows;
+	if (w->count == 0)
+		return bd_error_set(err, -EINVAL, "%s: %" PRIu64 " tokens are too few for a window of %"
+				    PRIu64, o->text, count, o->length);
+	snprintf(e->result->texts[0].name, sizeof(e->result->texts[0].name), "%s", o->text);
+	return 0;
+}
+
+static int make_windows(struct evaluation *e, const struct bd_watch *watch, struct bd_error *err)
+{
+	const struct bdx_evaluate_options *o = e->options;
+	int rc;
+
+	e->result->count = o->text ? 1 : 2;
+	if (o->text)
+		return text_windows(e, err);
+	rc = bdx_generate_windows(&e->windows[0], e->teacher, e->fine, e->tokenizer, o->windows,
+				  o->length, SEED, watch, err);
+	if (rc == 0)
+		rc = bdx_general_windows(&e->windows[1], e->tokenizer, o->windows, o->length, SEED,
+					 err);
+	strcpy(e->result->texts[0].name, "written by the fine-tune");
+	strcpy(e->result->texts[1].name, "general");
+	return rc;
+}
+
+static double share(double sum, uint64_t count)
+{
+	return count ? sum / (double)count : NAN;
+}
+
+/* One candidate over all texts. */
+static int measure(struct evaluation *e, const struct bdx_config *config,
+		   struct bdx_source *source, bool is_base, const struct bd_watch *watch,
+		   struct bd_error *err)
+{
+	struct bdx_model *model = NULL;
+	int rc = bdx_model_open(&model, e->ops, config, source, watch, err);
+
+	for (unsigned t = 0; rc == 0 && t < e->result->count; t++) {
+		struct bdx_text_quality *text = &e->result->texts[t];
+		struct bdx_quality *q = is_base ? &text->base : &text->delta;
+		struct bdx_score s = { 0 };
+
+		rc = bdx_judge_measure(e->judges[t], model, 0, e->windows[t].count, &s, NULL, err);
+		q->kl = share(s.kl, s.positions);
+		q->mse = share(s.mse, s.positions);
+		q->top1 = share(s.agree, s.positions);
+		q->perplexity = exp(share(s.nll_student, s.targets));
+		if (!is_base) {
+			text->tokens = s.positions;
+			text->perplexity_fine = exp(share(s.nll_teacher, s.targets));
+		}
+	}
+	bdx_model_close(model);
+	return rc;
+}
+
+static int estimate(struct evaluation *e, const char *no_gpu, struct bd_error *err)
+{
+	const struct bdx_evaluate_options *o = e->options;
+	double operations = 2 * bdx_config_products(e->config) * 7 *
+			    (double)(o->windows * o->length), seconds;
+	char text[32];
+	int rc;
+
+	if (o->patient || !bdx_device_is_cpu(e->ops) || strcmp(o->device, "cpu") == 0)
+		return 0;
+	rc = bdx_device_estimate(e->ops, operations, &seconds, err);
+	if (rc < 0 || seconds <= BDX_PATIENCE)
+		return rc;
+	bdx_device_duration(seconds, text);
+	return bd_error_set(err, -ENODEV, "there is no GPU to be used (%s), and this processor would take "
+			    "some %s; --device cpu does it anyway, fewer --windows take less", no_gpu,
+			    text);
+}
+
+static int run(struct evaluation *e, struct bd_error *err)
+{
+	const struct bdx_evaluate_options *o = e->options;
+	struct bdx_phase phase;
+	enum bd_dtype dtype;
+	char no_gpu[256];
+	int rc = bdx_config_dtype(e->config, e->fine, &dtype, err);
+
+	if (rc == 0)
+		rc = bdx_device_open(&e->ops, o->device, dtype, o->threads, no_gpu, sizeof(no_gpu),
+				     err);
+	if (rc < 0)
+		return rc;
+	snprintf(e->result->device, sizeof(e->result->device), "%s", e->ops->name);
+	rc = estimate(e, no_gpu, err);
+	bdx_phase_begin(&phase, &o->watch, 0, 200);
+	if (rc == 0)
+		rc = bdx_model_open(&e->teacher, e->ops, e->config, e->fine, &phase.watch, err);
+	bdx_phase_begin(&phase, &o->watch, 200, 500);
+	if (rc == 0)
+		rc = make_windows(e, &phase.watch, err);
+	for (unsigned t = 0; rc == 0 && t < e->result->count; t++)
+		rc = bdx_judge_open(&e->judges[t], e->teacher, &e->windows[t], NULL, err);
+	if (rc < 0)
+		return rc;
+	bdx_model_keep_head(e->teacher);
+	bdx_phase_begin(&phase, &o->watch, 500, 750);
+	rc = measure(e, e->config, e->student, false, &phase.watch, err);
+	bdx_phase_begin(&phase, &o->watch, 750, 1000);
+	if (rc == 0)
+		rc = measure(e, e->base_config, e->base_source, true, &phase.watch, err);
+	if (rc == 0)
+		rc = bdx_source_check(e->fine, err);
+	if (rc == 0)
+		rc = bdx_source_check(e->student, err);
+	return rc;
+}
+
+int bdx_evaluate(const struct bdx_evaluate_options *options, struct bdx_evaluation *result,
+		 struct bd_error *err)
+{
+	struct evaluation e = { .options = options, .result = result };
+	int rc;
+
+	*result = (struct bdx_evaluation){ 0 };
+	if (options->windows < 1 || options->windows > 1 << 20 || options->length < 2 ||
+	    options->length > 1 << 20)
+		return bd_error_set(err, -EINVAL, "windows (at least 1) or length (at least 2 tokens) are "
+				    "out of range");
+	rc = open_inputs(&e, err);
+	if (rc == 0)
+		rc = run(&e, err);
+	for (int t = 0; t < 2; t++) {
+		bdx_judge_close(e.judges[t]);
+		bdx_windows_free(&e.windows[t]);
+	}
+	bdx_model_close(e.teacher);
+	bdx_ops_close(e.ops);
+	bdx_tokenizer_close(e.tokenizer);
+	bdx_config_free(e.config);
+	bdx_config_free(e.base_config);
+	bdx_source_close(e.student);
+	bdx_source_close(e.fine);
+	bdx_source_close(e.base_source);
+	bd_view_close(e.view);
+	bd_base_close(e.base);
+	return rc;
+}

@@ -1,0 +1,217 @@
+/* source.c: a checkpoint or a delta's view as one thing to load a model from, see source.h. */
+#include "source.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_IDLE 64 /* scratches that are kept for the next read */
+
+struct bdx_source {
+	struct bd_checkpoint *checkpoint; /* owned; NULL for a view */
+	struct bd_view *view;             /* borrowed; NULL for a checkpoint */
+	pthread_mutex_t lock;             /* guards what follows */
+	struct bd_scratch *idle[MAX_IDLE];
+	unsigned idle_count;
+};
+
+static struct bdx_source *new_source(struct bd_error *err)
+{
+	struct bdx_source *s = calloc(1, sizeof(*s));
+
+	if (s)
+		pthread_mutex_init(&s->lock, NULL);
+	else
+		bd_error_set(err, -ENOMEM, "out of memory");
+	return s;
+}
+
+int bdx_source_open(struct bdx_source **source, const char *path, struct bd_error *err)
+{
+	struct bdx_source *s = new_source(err);
+	int rc;
+
+	if (!s)
+		return -ENOMEM;
+	rc = bd_checkpoint_open(&s->checkpoint, path, err);
+	if (rc < 0) {
+		bdx_source_close(s);
+		return rc;
+	}
+	*source = s;
+	return 0;
+}
+
+int bdx_source_view(struct bdx_source **source, struct bd_view *view, struct bd_error *err)
+{
+	struct bdx_source *s = new_source(err);
+
+	if (!s)
+		return -ENOMEM;
+	s->view = view;
+	*source = s;
+	return 0;
+}
+
+void bdx_source_close(struct bdx_source *s)
+{
+	if (!s)
+		return;
+	for (unsigned i = 0; i < s->idle_count; i++)
+		bd_scratch_free(s->idle[i]);
+	bd_checkpoint_close(s->checkpoint);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+const char *bdx_source_name(const struct bdx_source *s)
+{
+	return s->view ? s->view->delta->file->path : s->checkpoint->path;
+}
+
+bool bdx_source_find(const struct bdx_source *s, const char *name, struct bdx_weight *weight)
+{
+	const struct bd_shard *shard;
+
+	if (s->checkpoint) {
+		weight->tensor = bd_checkpoint_find(s->checkpoint, name, &shard);
+		weight->where = weight->tensor ? shard : NULL;
+		return weight->tensor != NULL;
+	}
+	for (size_t i = 0; i < s->view->file_count; i++) {
+		const struct bd_safetensors *st = s->view->delta->files[i].st;
+
+		weight->tensor = st ? bd_safetensors_find(st, name) : NULL;
+		if (weight->tensor) {
+			weight->where = &s->view->files[i];
+			return true;
+		}
+	}
+	return false;
+}
+
+static struct bd_scratch *take_scratch(struct bdx_source *s)
+{
+	struct bd_scratch *scratch = NULL;
+
+	pthread_mutex_lock(&s->lock);
+	if (s->idle_count > 0)
+		scratch = s->idle[--s->idle_count];
+	pthread_mutex_unlock(&s->lock);
+	return scratch ? scratch : bd_scratch_new();
+}
+
+static void put_scratch(struct bdx_source *s, struct bd_scratch *scratch)
+{
+	pthread_mutex_lock(&s->lock);
+	if (s->idle_count < MAX_IDLE) {
+		s->idle[s->idle_count++] = scratch;
+		scratch = NULL;
+	}
+	pthread_mutex_unlock(&s->lock);
+	bd_scratch_free(scratch);
+}
+
+static int read_view(struct bdx_source *s, size_t index, void *to, uint64_t offset, size_t size,
+		     struct bd_error *err)
+{
+	struct bd_scratch *scratch = take_scratch(s);
+	ssize_t n;
+	int rc;
+
+	if (!scratch)
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", bdx_source_name(s));
+	rc = bd_view_acquire(s->view, index, err);
+	if (rc == 0) {
+		n = bd_view_read(s->view, index, to, size, offset, scratch, err);
+		bd_view_release(s->view, index);
+		if (n < 0)
+			rc = (int)n;
+		else if ((size_t)n < size)
+			rc = bd_error_set(err, -EIO, "%s: file '%s' in it ends early",
+					  bdx_source_name(s), s->view->files[index].name);
+	}
+	put_scratch(s, scratch);
+	return rc;
+}
+
+int bdx_source_read(struct bdx_source *s, const struct bdx_weight *weight, void *to,
+		    uint64_t offset, size_t size, struct bd_error *err)
+{
+	const struct bd_view_file *file = weight->where;
+	const struct bd_shard *shard = weight->where;
+
+	offset += weight->tensor->offset;
+	if (s->view)
+		return read_view(s, (size_t)(file - s->view->files), to, offset, size, err);
+	return bd_file_read(shard->file, to, size, offset, err);
+}
+
+static int no_file(const struct bdx_source *s, const char *name, struct bd_error *err)
+{
+	return bd_error_set(err, -ENOENT, "%s: there is no %s in it", bdx_source_name(s), name);
+}
+
+static int slurp(struct bdx_source *s, const char *name, char **data, size_t *size,
+		 struct bd_error *err)
+{
+	const struct bd_checkpoint *c = s->checkpoint;
+	size_t i = 0;
+	char *path;
+	int rc;
+
+	while (i < c->sidecar_count && strcmp(c->sidecars[i], name) != 0)
+		i++;
+	if (i == c->sidecar_count)
+		return no_file(s, name, err);
+	if (asprintf(&path, "%s/%s", c->path, name) < 0)
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", c->path);
+	rc = bd_file_slurp(path, BD_MAX_SIDECAR, data, size, err);
+	free(path);
+	return rc;
+}
+
+int bdx_source_file(struct bdx_source *s, const char *name, char **data, size_t *size,
+		    struct bd_error *err)
+{
+	size_t i = 0;
+	int rc;
+
+	*data = NULL;
+	if (s->checkpoint)
+		return slurp(s, name, data, size, err);
+	while (i < s->view->file_count &&
+	       (s->view->files[i].safetensors || strcmp(s->view->files[i].name, name) != 0))
+		i++;
+	if (i == s->view->file_count)
+		return no_file(s, name, err);
+	if (s->view->files[i].size > BD_MAX_SIDECAR)
+		return bd_error_set(err, -EFBIG, "%s: file '%s' in it has more than %u bytes",
+				    bdx_source_name(s), name, BD_MAX_SIDECAR);
+	*size = (size_t)s->view->files[i].size;
+	*data = malloc(*size + 1);
+	if (!*data)
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", bdx_source_name(s));
+	(*data)[*size] = '\0';
+	rc = read_view(s, i, *data, 0, *size, err);
+	if (rc < 0) {
+		free(*data);
+		*data = NULL;
+	}
+	return rc;
+}
+
+int bdx_source_check(struct bdx_source *s, struct bd_error *err)
+{
+	int rc = 0;
+
+	if (s->view) {
+		rc = bd_file_check(s->view->delta->file, err);
+		return rc < 0 ? rc : bd_base_check(s->view->base, err);
+	}
+	for (size_t i = 0; rc == 0 && i < s->checkpoint->shard_count; i++)
+		rc = bd_file_check(s->checkpoint->shards[i].file, err);
+	return rc;
+}
