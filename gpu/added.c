@@ -1,4 +1,5 @@
-/* added.c: added tokens, which are found in a text before it is cut into words; see tokenizer_impl.h.
+/* added.c: added tokens, which are found in a text before it is cut into words; see
+ * tokenizer_impl.h.
  *
  * Of all that begin at the leftmost place the longest is taken. The texts to look for are kept
  * sorted, and the candidates at a place narrowed down byte by byte: as fast as a trie, and no data
@@ -38,12 +39,15 @@ static int compare_texts(const void *a, const void *b)
 
 	if (order == 0)
 		order = y->added->special - x->added->special;
-	return order ? order : (x->added->token > y->added->token) - (x->added->token < y->added->token);
+	if (order == 0)
+		order = (x->added->token > y->added->token) - (x->added->token < y->added->token);
+	return order;
 }
 
 static int compare_numbers(const void *a, const void *b)
 {
-	const struct bdx_added *x = *(struct bdx_added *const *)a, *y = *(struct bdx_added *const *)b;
+	const struct bdx_added *x = *(struct bdx_added *const *)a;
+	const struct bdx_added *y = *(struct bdx_added *const *)b;
 
 	return (x->token > y->token) - (x->token < y->token);
 }
@@ -71,7 +75,9 @@ const struct bdx_added *bdx_added_find(const struct bdx_added_tokens *added, con
 {
 	struct bdx_added key = { .text = (char *)text, .size = size };
 
-	return added->count ? bsearch(&key, added->data, added->count, sizeof(key), compare_added) : NULL;
+	if (added->count == 0)
+		return NULL;
+	return bsearch(&key, added->data, added->count, sizeof(key), compare_added);
 }
 
 const struct bdx_added *bdx_added_by_number(const struct bdx_added_tokens *added, int32_t token)
@@ -86,7 +92,9 @@ const struct bdx_added *bdx_added_by_number(const struct bdx_added_tokens *added
 		else
 			high = middle;
 	}
-	return low < added->count && added->by_number[low]->token == token ? added->by_number[low] : NULL;
+	if (low == added->count || added->by_number[low]->token != token)
+		return NULL;
+	return added->by_number[low];
 }
 
 static int add_text(struct bdx_added_set *set, const struct bdx_added *added,
@@ -119,8 +127,8 @@ static int add_text(struct bdx_added_set *set, const struct bdx_added *added,
 	return 0;
 }
 
-static int fill_set(struct bdx_added_set *set, const struct bdx_added_tokens *added, bool normalized,
-		    const struct bdx_steps *normalizer, struct bdx_run *run)
+static int fill_set(struct bdx_added_set *set, const struct bdx_added_tokens *added,
+		    bool normalized, const struct bdx_steps *normalizer, struct bdx_run *run)
 {
 	size_t unique = 0;
 
@@ -153,7 +161,7 @@ int bdx_added_index(struct bdx_added_tokens *added, const struct bdx_steps *norm
 	/* What the package's other engine of regular expressions calls a character of a word. */
 	static const char word[] = "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]";
 	bool single = false;
-	int rc;
+	int rc = 0;
 
 	added->by_number = calloc(added->count + 1, sizeof(*added->by_number));
 	if (!added->by_number)
@@ -165,7 +173,9 @@ int bdx_added_index(struct bdx_added_tokens *added, const struct bdx_steps *norm
 		added->by_number[i] = &added->data[i];
 	}
 	qsort(added->by_number, added->count, sizeof(*added->by_number), compare_numbers);
-	rc = single ? bdx_pattern_open(&added->word, word, sizeof(word) - 1, false, run->name, run->err) : 0;
+	if (single)
+		rc = bdx_pattern_open(&added->word, word, sizeof(word) - 1, false, run->name,
+				      run->err);
 	if (rc == 0)
 		rc = fill_set(&added->raw, added, false, normalizer, run);
 	if (rc == 0)
@@ -189,7 +199,7 @@ static const struct bdx_added_text *longest(const struct bdx_added_set *set, con
 		if (depth == size)
 			break;
 		c = (unsigned char)text[depth];
-		/* Those with c at this depth: the texts from low to high differ only from here on. */
+		/* Those with c here: the texts from low to high are equal up to this depth. */
 		for (a = low, b = high; a < b;) {
 			size_t middle = a + (b - a) / 2;
 
@@ -213,7 +223,8 @@ static const struct bdx_added_text *longest(const struct bdx_added_set *set, con
 }
 
 /* Is the character at text[at] part of a word? */
-static int is_word(const struct bdx_added_tokens *added, struct bdx_run *run, const char *text, size_t at)
+static int is_word(const struct bdx_added_tokens *added, struct bdx_run *run, const char *text,
+		   size_t at)
 {
 	uint32_t code;
 	unsigned length = bdx_unicode_next(text + at, &code);

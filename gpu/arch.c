@@ -423,8 +423,8 @@ static void read_rope(struct bdx_settings *s, const struct description *d, struc
 	}
 }
 
-/* Powers of 2^(-max / n) for the next power of two n of the heads; where that is more than there are
- * heads, first those with even exponents, then the others (as MPT has it). */
+/* Powers of 2^(-max / n) for n, the next power of two of the heads; where that is more than there
+ * are heads, first those with even exponents, then the others (as MPT has it). */
 static void read_alibi(struct bdx_settings *s, const struct description *d, struct bdx_config *c)
 {
 	double max = 8;

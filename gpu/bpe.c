@@ -117,8 +117,9 @@ int bdx_bpe_index(struct bdx_bpe *bpe, const char *name, struct bd_error *err)
 			return bd_error_set(err, -EINVAL, "%s: two tokens have the number %d", name,
 					    t->number);
 		if (bdx_bpe_find(bpe, t->text, t->size) >= 0)
-			return bd_error_set(err, -EINVAL, "%s: the tokens %d and %d have the same text",
-					    name, bdx_bpe_find(bpe, t->text, t->size), t->number);
+			return bd_error_set(err, -EINVAL,
+					    "%s: the tokens %d and %d have the same text", name,
+					    bdx_bpe_find(bpe, t->text, t->size), t->number);
 		while (bpe->slots[at & bpe->slot_mask])
 			at++;
 		bpe->slots[at & bpe->slot_mask] = (uint32_t)i + 1;
@@ -260,7 +261,8 @@ static int begin_word(const struct bdx_bpe *bpe, struct bdx_run *run, const char
 		bool fall_back = bpe->byte_fallback;
 
 		length = bdx_unicode_next(text + i, &code);
-		token = code < BDX_DIRECT ? bpe->characters[code] : bdx_bpe_find(bpe, text + i, length);
+		token = code < BDX_DIRECT ? bpe->characters[code]
+					  : bdx_bpe_find(bpe, text + i, length);
 		if (token >= 0) {
 			if (unknown)
 				s[n++].token = bpe->unk;
@@ -275,8 +277,9 @@ static int begin_word(const struct bdx_bpe *bpe, struct bdx_run *run, const char
 				s[n++].token = bpe->bytes[(unsigned char)text[i + k]];
 		} else if (bpe->unk_text) {
 			if (bpe->unk < 0)
-				return bd_error_set(run->err, -EINVAL, "%s: the text has unknown "
-						    "characters, and the vocabulary no token '%.80s'",
+				return bd_error_set(run->err, -EINVAL,
+						    "%s: the text has unknown characters, and the "
+						    "vocabulary no token '%.80s'",
 						    run->name, bpe->unk_text);
 			if (unknown && !bpe->fuse_unk)
 				s[n++].token = bpe->unk;

@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <pthread.h>
+#include <string.h>
 
 extern "C" {
 #include "cuda.h"
@@ -100,9 +101,33 @@ template <class T, int N> static __device__ inline bdx_pack<T, N> bdx_load(const
 	return *reinterpret_cast<const bdx_pack<T, N> *>(p);
 }
 
+/* The intrinsics stay whole: where elements are chosen by conditions, as NaNs are, the compiler else
+ * stores them one by one, at half the speed. */
 template <class T, int N> static __device__ inline void bdx_store(T *p, const bdx_pack<T, N> &x)
 {
-	*reinterpret_cast<bdx_pack<T, N> *>(p) = x;
+	constexpr size_t SIZE = sizeof(x);
+
+	if constexpr (SIZE % 16 == 0) {
+		uint4 parts[SIZE / 16];
+
+		memcpy(parts, &x, SIZE);
+#pragma unroll
+		for (unsigned i = 0; i < SIZE / 16; i++)
+			__stwb(reinterpret_cast<uint4 *>(p) + i, parts[i]);
+	} else if constexpr (SIZE == 8) {
+		uint2 whole;
+
+		memcpy(&whole, &x, SIZE);
+		__stwb(reinterpret_cast<uint2 *>(p), whole);
+	} else {
+		*p = x.v[0];
+	}
+}
+
+/* x, or -x where bit `i` of `plus` is 0. */
+static __device__ inline float bdx_signed_by(float x, uint32_t plus, int i)
+{
+	return __uint_as_float(__float_as_uint(x) ^ (~plus << (31 - i) & 0x80000000));
 }
 
 static __device__ inline float bdx_float(float x) { return x; }

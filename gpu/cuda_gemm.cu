@@ -1,5 +1,5 @@
-/* cuda_gemm.cu: matrix products through cuBLASLt. Each shape is planned once, with the first algorithm
- * that cuBLASLt proposes: timing several would let two runs choose differently, and differ. */
+/* cuda_gemm.cu: matrix products through cuBLASLt. Each shape is planned once, by a fixed rule from what
+ * cuBLASLt proposes: timing several would let two runs choose differently, and differ. */
 #include "cuda.cuh"
 
 #include <cublasLt.h>
@@ -8,6 +8,8 @@
 #include <string.h>
 
 #define WORKSPACE ((size_t)64 << 20)
+#define PROPOSALS 16
+#define SHORT 1024
 
 /* As cuBLASLt sees it, column-major: D[m,n] = op(A)[m,k] op(B)[k,n]. Compared as bytes. */
 struct shape {
@@ -95,18 +97,52 @@ static bool prefer(struct bdx_cuda *c, cublasLtMatmulPreference_t preference,
 		     "planning a product");
 }
 
+/* The first proposal with tiles of this size, or NULL. */
+static const cublasLtMatmulHeuristicResult_t *
+tiled(const cublasLtMatmulHeuristicResult_t *proposals, int count, uint32_t tile)
+{
+	uint32_t has;
+	size_t written;
+	int i;
+
+	for (i = 0; i < count; i++)
+		if (proposals[i].state == CUBLAS_STATUS_SUCCESS &&
+		    cublasLtMatmulAlgoConfigGetAttribute(&proposals[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID,
+							 &has, sizeof(has), &written) ==
+			    CUBLAS_STATUS_SUCCESS &&
+		    has == tile)
+			return &proposals[i];
+	return NULL;
+}
+
+/* cuBLASLt puts the best first, but for sums as short as those of weight gradients over a few hundred
+ * tokens it proposes large tiles, which take long to store: smaller ones, of which two fit on a
+ * multiprocessor, are up to a fifth faster there (H200, 512 tokens). */
+static const cublasLtMatmulHeuristicResult_t *
+preferred(const struct shape *s, const cublasLtMatmulHeuristicResult_t *proposals, int count)
+{
+	const cublasLtMatmulHeuristicResult_t *found = NULL;
+
+	if (s->k <= SHORT && s->m > SHORT && s->n > SHORT) {
+		found = tiled(proposals, count, CUBLASLT_MATMUL_TILE_128x160);
+		if (!found)
+			found = tiled(proposals, count, CUBLASLT_MATMUL_TILE_128x128);
+	}
+	return found ? found : proposals;
+}
+
 static bool choose(struct bdx_cuda *c, struct plan *p)
 {
 	const struct shape *s = &p->shape;
 	cublasLtMatmulPreference_t preference = NULL;
-	cublasLtMatmulHeuristicResult_t found;
+	cublasLtMatmulHeuristicResult_t found[PROPOSALS];
 	size_t workspace = WORKSPACE;
 	/* Parts of a sum are added by a kernel of their own, in order. */
 	uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
 	int count = 0;
 	bool good;
 
-	memset(&found, 0, sizeof(found));
+	memset(found, 0, sizeof(found));
 	good = check(c, cublasLtMatmulPreferenceCreate(&preference), "planning a product") &&
 	       prefer(c, preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
 		      sizeof(workspace)) &&
@@ -121,11 +157,11 @@ static bool choose(struct bdx_cuda *c, struct plan *p)
 	       prefer(c, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &s->align_c,
 		      sizeof(s->align_c)) &&
 	       check(c, cublasLtMatmulAlgoGetHeuristic(c->gemm->handle, p->product, p->a, p->b, p->c,
-						       p->c, preference, 1, &found, &count),
+						       p->c, preference, PROPOSALS, found, &count),
 		     "planning a product") &&
-	       check(c, count ? found.state : CUBLAS_STATUS_NOT_SUPPORTED, "planning a product");
+	       check(c, count ? found[0].state : CUBLAS_STATUS_NOT_SUPPORTED, "planning a product");
 	if (good)
-		p->algorithm = found.algo;
+		p->algorithm = preferred(s, found, count)->algo;
 	if (preference)
 		cublasLtMatmulPreferenceDestroy(preference);
 	return good;

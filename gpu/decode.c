@@ -52,8 +52,8 @@ static void strip(const struct bdx_step *step, struct bdx_run *run, const char *
 }
 
 /* Spaces for the visible character; in the first token there are none where encoding added one. */
-static void metaspace(const struct bdx_step *step, struct bdx_run *run, const char *text, size_t size,
-		      bool first)
+static void metaspace(const struct bdx_step *step, struct bdx_run *run, const char *text,
+		      size_t size, bool first)
 {
 	size_t done = 0;
 
@@ -88,8 +88,8 @@ static int token_byte(const char *text, size_t size)
 	return value;
 }
 
-/* The bytes in other_text since `start` came from tokens such as <0x0A>: one text if they are UTF-8,
- * otherwise a U+FFFD for each. */
+/* The bytes in other_text since `start` came from tokens such as <0x0A>: one text if they are
+ * UTF-8, otherwise a U+FFFD for each. */
 static int end_bytes(struct bdx_run *run, size_t start)
 {
 	struct bd_buffer *b = &run->other_text;

@@ -26,14 +26,12 @@ template <int V> static __device__ inline void load_scales(float *to, const floa
 }
 
 template <class O, class T>
-static __device__ inline T rebuilt(float base, bool plus, float row, float col)
+static __device__ inline T rebuilt(float base, uint32_t plus, int bit, float row, float col)
 {
-	uint32_t minus = plus ? 0 : 0x80000000;
-	float d = __uint_as_float(__float_as_uint(__fmul_rn(row, col)) ^ minus);
 	T weight;
 	O out;
 
-	bdx_round(&out, __fadd_rn(base, d));
+	bdx_round(&out, __fadd_rn(base, bdx_signed_by(__fmul_rn(row, col), plus, bit)));
 	bdx_round(&weight, bdx_float(out));
 	return weight;
 }
@@ -51,7 +49,7 @@ k_rebuild(T *__restrict__ weight, const B *__restrict__ base, const uint8_t *__r
 	uint64_t at = first * cols + column;
 	unsigned count = rows - first < REBUILD_ROWS ? (unsigned)(rows - first) : REBUILD_ROWS;
 	bdx_pack<B, 8> in[REBUILD_ROWS];
-	uint8_t plus[REBUILD_ROWS];
+	uint32_t plus[REBUILD_ROWS];
 	float scale[REBUILD_ROWS], factor[8];
 
 	if (column >= cols)
@@ -74,7 +72,7 @@ k_rebuild(T *__restrict__ weight, const B *__restrict__ base, const uint8_t *__r
 			return;
 #pragma unroll
 		for (int i = 0; i < 8; i++)
-			out.v[i] = rebuilt<O, T>(bdx_float(in[r].v[i]), plus[r] >> i & 1, scale[r],
+			out.v[i] = rebuilt<O, T>(bdx_float(in[r].v[i]), plus[r], i, scale[r],
 						 factor[i]);
 		bdx_store<T, 8>(weight + at + r * cols, out);
 	}
@@ -88,7 +86,7 @@ static __global__ void k_rebuild_any(T *weight, const B *base, const uint8_t *bi
 	uint64_t at = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
 
 	if (at < rows * cols)
-		weight[at] = rebuilt<O, T>(bdx_float(base[at]), bits[at / 8] >> at % 8 & 1, row[at / cols],
+		weight[at] = rebuilt<O, T>(bdx_float(base[at]), bits[at / 8] >> at % 8, 0, row[at / cols],
 					   col[at % cols]);
 }
 
@@ -175,7 +173,7 @@ k_scale_parts(float *__restrict__ row_part, float *__restrict__ col_part,
 #pragma unroll
 	for (int step = 0; step < SCALE_STEPS; step++, first += SCALE_WARPS * SCALE_STEP) {
 		bdx_pack<T, V> g[SCALE_STEP];
-		uint8_t plus[SCALE_STEP];
+		uint32_t plus[SCALE_STEP];
 		float scale[SCALE_STEP], dot[SCALE_STEP], total;
 		uint64_t mine = first + (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
 
@@ -196,8 +194,7 @@ k_scale_parts(float *__restrict__ row_part, float *__restrict__ col_part,
 			dot[s] = 0;
 #pragma unroll
 			for (int i = 0; i < V; i++) {
-				uint32_t minus = plus[s] >> i & 1 ? 0 : 0x80000000;
-				float x = __uint_as_float(__float_as_uint(bdx_float(g[s].v[i])) ^ minus);
+				float x = bdx_signed_by(bdx_float(g[s].v[i]), plus[s], i);
 
 				dot[s] = fmaf(x, factor[i], dot[s]);
 				sum[i] = fmaf(x, scale[s], sum[i]);

@@ -293,8 +293,8 @@ static void run_layer(struct bdx_model *m, uint64_t index, void *out)
 	struct bdx_ops *ops = m->ops;
 
 	ops->norm(ops, c->norm, k->attention_input, BDX_OPERAND, k->attention_statistics,
-		  k->residual, layer->attention_norm, layer->attention_norm_bias, tokens, c->width, 1,
-		  c->width, c->epsilon);
+		  k->residual, layer->attention_norm, layer->attention_norm_bias, tokens, c->width,
+		  1, c->width, c->epsilon);
 	bdx_linear_forward(m, &layer->query_key_value, m->work->weight, k->attention_input, tokens,
 			   false, k->raw);
 	turn(m, layer, k);

@@ -1,6 +1,6 @@
-/* model_backward.c: the backward pass of a student, from its final hidden states to the gradients of
- * its scales; see model.h. Nothing else of it is trained, so only gradients of activations and of
- * sign-coded matrices are computed. */
+/* model_backward.c: the backward pass of a student, from its final hidden states to the gradients
+ * of its scales; see model.h. Nothing else of it is trained, so only gradients of activations and
+ * of sign-coded matrices are computed. */
 #include <errno.h>
 
 #include "model_impl.h"
@@ -14,8 +14,8 @@ static const void *as_operand(struct bdx_model *m, void *to, const void *real, u
 	return to;
 }
 
-/* From the gradient of a linear layer's output and from its input, both operands: add to the gradients
- * of its scales; then, unless NULL, in_gradient, real [tokens, cols], is written. */
+/* From the gradient of a linear layer's output and from its input, both operands: add to the
+ * gradients of its scales; then, unless NULL, in_gradient, real [tokens, cols], is written. */
 static void linear_backward(struct bdx_model *m, const struct bdx_linear *linear,
 			    const void *gradient, const void *in, void *in_gradient)
 {

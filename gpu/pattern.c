@@ -51,8 +51,9 @@ struct translation {
 
 static int refuse(struct translation *t, const char *what)
 {
-	return bd_error_set(t->err, -ENOTSUP, "%s: the pattern '%.*s' has %s, which is not supported",
-			    t->name, (int)(t->size < 200 ? t->size : 200), t->in, what);
+	return bd_error_set(t->err, -ENOTSUP,
+			    "%s: the pattern '%.*s' has %s, which is not supported", t->name,
+			    (int)(t->size < 200 ? t->size : 200), t->in, what);
 }
 
 static void put(struct translation *t, const char *text)
@@ -407,14 +408,17 @@ static int translate(struct translation *t)
 int bdx_pattern_open(struct bdx_pattern **pattern, const char *text, size_t size, bool literal,
 		     const char *name, struct bd_error *err)
 {
-	struct translation t = { .in = text, .size = size, .name = name, .err = err, .atom = NO_ATOM };
+	struct translation t = {
+		.in = text, .size = size, .name = name, .err = err, .atom = NO_ATOM
+	};
 	struct bdx_pattern *p = NULL;
 	PCRE2_UCHAR why[128];
 	int error = 0, rc = 0;
 
 	*pattern = NULL;
 	if (size > MAX_PATTERN)
-		return bd_error_set(err, -ENOTSUP, "%s: a pattern of %zu bytes is too long", name, size);
+		return bd_error_set(err, -ENOTSUP, "%s: a pattern of %zu bytes is too long", name,
+				    size);
 	bd_buffer_append(&t.out, literal ? text : "", literal ? size : 0);
 	if (!literal)
 		rc = translate(&t);
@@ -436,7 +440,7 @@ int bdx_pattern_open(struct bdx_pattern **pattern, const char *text, size_t size
 				  (int)(size < 200 ? size : 200), text, (const char *)why);
 		goto out;
 	}
-	/* Without it, or where pages may not be executed, patterns are interpreted: slower, but equal. */
+	/* Without it, or where pages may not be executed, patterns are interpreted: only slower. */
 	(void)pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE);
 	*pattern = p;
 	p = NULL;
@@ -457,7 +461,8 @@ void bdx_pattern_close(struct bdx_pattern *pattern)
 static int add_span(struct bdx_run *run, size_t start, size_t end, bool match)
 {
 	struct bdx_spans *spans = &run->spans;
-	struct bdx_span *data = bdx_grow(spans->data, spans->count, &spans->capacity, sizeof(*data));
+	struct bdx_span *data = bdx_grow(spans->data, spans->count, &spans->capacity,
+					 sizeof(*data));
 
 	if (!data)
 		return bdx_run_nomem(run);
@@ -559,8 +564,8 @@ int bdx_pattern_split(const struct bdx_pattern *pattern, struct bdx_run *run, co
 	pcre2_set_heap_limit(s.context, HEAP_KIB);
 	ends = pcre2_get_ovector_pointer(s.data);
 	while ((rc = find(&s, at)) > 0) {
-		/* An empty match right after a match does not count. Matches end where they begin or
-		 * later, as \K is refused. */
+		/* An empty match right after a match does not count. Matches end where they begin
+		 * or later, as \K is refused. */
 		if (ends[0] == ends[1] && ends[1] == last) {
 			at = next_character(&s, at);
 			continue;

@@ -7,7 +7,8 @@
 static int add_span(struct bdx_run *run, size_t start, size_t end, bool match)
 {
 	struct bdx_spans *spans = &run->spans;
-	struct bdx_span *data = bdx_grow(spans->data, spans->count, &spans->capacity, sizeof(*data));
+	struct bdx_span *data = bdx_grow(spans->data, spans->count, &spans->capacity,
+					 sizeof(*data));
 
 	if (!data)
 		return bdx_run_nomem(run);
@@ -17,7 +18,8 @@ static int add_span(struct bdx_run *run, size_t start, size_t end, bool match)
 }
 
 /* run->spans: every character with a property, and what lies between them. */
-static int split_characters(struct bdx_run *run, const char *text, size_t size, bool (*has)(uint32_t))
+static int split_characters(struct bdx_run *run, const char *text, size_t size,
+			    bool (*has)(uint32_t))
 {
 	size_t done = 0;
 	uint32_t code;
@@ -39,7 +41,8 @@ static int split_characters(struct bdx_run *run, const char *text, size_t size, 
 }
 
 /* The same for one character, given as its bytes. */
-static int split_at(struct bdx_run *run, const char *text, size_t size, const char *mark, size_t length)
+static int split_at(struct bdx_run *run, const char *text, size_t size, const char *mark,
+		    size_t length)
 {
 	size_t done = 0;
 	int rc = 0;
@@ -68,7 +71,8 @@ static bool are_joined(enum bdx_behavior behavior, bool match, bool next)
 }
 
 /* Pieces from run->spans, which are of a text that begins at `base` of the run's text. */
-static int add_pieces(struct bdx_run *run, size_t base, enum bdx_behavior behavior, bool invert, bool first)
+static int add_pieces(struct bdx_run *run, size_t base, enum bdx_behavior behavior, bool invert,
+		      bool first)
 {
 	const struct bdx_spans *spans = &run->spans;
 	int rc = 0;
@@ -83,8 +87,8 @@ static int add_pieces(struct bdx_run *run, size_t base, enum bdx_behavior behavi
 			i++;
 		if (start < spans->data[i].end)
 			rc = bdx_run_add_piece(run, (struct bdx_piece){
-				.start = base + start, .end = base + spans->data[i].end, .token = -1,
-				.first = first && start == 0 });
+				.start = base + start, .end = base + spans->data[i].end,
+				.token = -1, .first = first && start == 0 });
 	}
 	return rc;
 }
@@ -116,8 +120,8 @@ static int cut(const struct bdx_step *step, struct bdx_run *run, const struct bd
 }
 
 /* Printable characters for bytes, into run->other_text; words as GPT-2 has them where wished. */
-static int byte_level(const struct bdx_step *step, struct bdx_run *run, const struct bdx_piece *piece,
-		      struct bd_buffer *prefixed)
+static int byte_level(const struct bdx_step *step, struct bdx_run *run,
+		      const struct bdx_piece *piece, struct bd_buffer *prefixed)
 {
 	const char *text = run->text.data + piece->start;
 	size_t size = piece->end - piece->start;
@@ -154,7 +158,8 @@ static int byte_level(const struct bdx_step *step, struct bdx_run *run, const st
 }
 
 /* A visible character for spaces, into run->other_text; words begin with it. */
-static int metaspace(const struct bdx_step *step, struct bdx_run *run, const struct bdx_piece *piece)
+static int metaspace(const struct bdx_step *step, struct bdx_run *run,
+		     const struct bdx_piece *piece)
 {
 	const char *text = run->text.data + piece->start;
 	size_t size = piece->end - piece->start, base = run->other_text.size;
@@ -162,7 +167,8 @@ static int metaspace(const struct bdx_step *step, struct bdx_run *run, const str
 	int rc;
 
 	if (text[0] != ' ' && !marked &&
-	    (step->prepend == BDX_PREPEND_ALWAYS || (step->prepend == BDX_PREPEND_FIRST && piece->first)))
+	    (step->prepend == BDX_PREPEND_ALWAYS ||
+	     (step->prepend == BDX_PREPEND_FIRST && piece->first)))
 		bd_buffer_append(&run->other_text, step->text, step->size);
 	for (size_t done = 0; done < size;) {
 		const char *space = memchr(text + done, ' ', size - done);
@@ -180,7 +186,8 @@ static int metaspace(const struct bdx_step *step, struct bdx_run *run, const str
 		return bdx_run_add_piece(run, (struct bdx_piece){
 			.start = base, .end = run->other_text.size, .token = -1,
 			.first = piece->first });
-	rc = split_at(run, run->other_text.data + base, run->other_text.size - base, step->text, step->size);
+	rc = split_at(run, run->other_text.data + base, run->other_text.size - base, step->text,
+		      step->size);
 	return rc ? rc : add_pieces(run, base, BDX_MERGED_WITH_NEXT, false, piece->first);
 }
 

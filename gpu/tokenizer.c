@@ -10,7 +10,7 @@
 
 #define MAX_TEXT ((size_t)1 << 30)
 
-/* How a text may grow in normalization: NFKD makes 33 bytes of 3, byte-level characters double it. */
+/* How a text may grow in normalization: NFKD makes 33 bytes of 3, bytes as characters double it. */
 #define GROWTH 64
 #define FREE_GROWTH ((size_t)1 << 20)
 
@@ -20,7 +20,8 @@
 
 /* --- A run --- */
 
-void bdx_run_init(struct bdx_run *run, const struct bdx_tokenizer *t, size_t size, struct bd_error *err)
+void bdx_run_init(struct bdx_run *run, const struct bdx_tokenizer *t, size_t size,
+		  struct bd_error *err)
 {
 	struct timespec now;
 
@@ -75,7 +76,8 @@ void *bdx_grow(void *data, size_t count, size_t *capacity, size_t size)
 int bdx_run_add_piece(struct bdx_run *run, struct bdx_piece piece)
 {
 	struct bdx_pieces *pieces = &run->other_pieces;
-	struct bdx_piece *data = bdx_grow(pieces->data, pieces->count, &pieces->capacity, sizeof(*data));
+	struct bdx_piece *data = bdx_grow(pieces->data, pieces->count, &pieces->capacity,
+					  sizeof(*data));
 
 	if (!data)
 		return bdx_run_nomem(run);
@@ -101,8 +103,9 @@ int bdx_run_check(struct bdx_run *run, const struct bd_buffer *b)
 	if (b->failed)
 		return bdx_run_nomem(run);
 	if (b->size > run->text_limit)
-		return bd_error_set(run->err, -EINVAL, "%s: this tokenizer makes the text more than %d "
-				    "times as long", run->name, GROWTH);
+		return bd_error_set(run->err, -EINVAL,
+				    "%s: this tokenizer makes the text more than %d times as long",
+				    run->name, GROWTH);
 	return 0;
 }
 
@@ -266,8 +269,9 @@ int bdx_tokenizer_encode(const struct bdx_tokenizer *t, const char *text, size_t
 	*tokens = NULL;
 	*count = 0;
 	if (size > MAX_TEXT)
-		return bd_error_set(err, -EINVAL, "%s: a text of %zu bytes is too long for one piece",
-				    t->name, size);
+		return bd_error_set(err, -EINVAL,
+				    "%s: a text of %zu bytes is too long for one piece", t->name,
+				    size);
 	bdx_run_init(&run, t, size, err);
 	bdx_unicode_append(&run.text, text, size);
 	rc = bdx_run_check(&run, &run.text);
@@ -292,9 +296,9 @@ int bdx_tokenizer_encode(const struct bdx_tokenizer *t, const char *text, size_t
 
 /* --- Decoding --- */
 
-/* The texts of tokens into run->text and run->pieces; without a decoder, spaces stand between them. */
-static int collect(const struct bdx_tokenizer *t, struct bdx_run *run, const int32_t *tokens, size_t count,
-		   bool skip_special)
+/* The texts of tokens into run->text and run->pieces; without a decoder, with spaces between. */
+static int collect(const struct bdx_tokenizer *t, struct bdx_run *run, const int32_t *tokens,
+		   size_t count, bool skip_special)
 {
 	int rc = 0;
 
@@ -309,8 +313,11 @@ static int collect(const struct bdx_tokenizer *t, struct bdx_run *run, const int
 			bd_buffer_append(&run->text, " ", 1);
 		start = run->text.size;
 		bd_buffer_append(&run->text, text, size);
-		rc = run->text.failed ? bdx_run_nomem(run) : bdx_run_add_piece(run, (struct bdx_piece){
-			.start = start, .end = run->text.size, .token = -1 });
+		if (run->text.failed)
+			rc = bdx_run_nomem(run);
+		else
+			rc = bdx_run_add_piece(run, (struct bdx_piece){
+				.start = start, .end = run->text.size, .token = -1 });
 	}
 	bdx_run_swap_pieces(run);
 	return rc;

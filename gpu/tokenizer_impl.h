@@ -8,8 +8,9 @@
  *     pretokenize.c  cuts the rest into words
  *     bpe.c          turns each word into tokens
  *
- * tokenizer_json.c and tokenizer_parts.c read the file, pattern.c has the regular expressions, decode.c is the way back.
- * Nothing in struct bdx_tokenizer changes after opening; what a call needs is in its own bdx_run. */
+ * tokenizer_json.c and tokenizer_parts.c read the file, pattern.c has the regular expressions,
+ * decode.c is the way back. Nothing in struct bdx_tokenizer changes after opening; what a call
+ * needs is in its own bdx_run. */
 #ifndef BDX_TOKENIZER_IMPL_H
 #define BDX_TOKENIZER_IMPL_H
 
@@ -98,10 +99,11 @@ unsigned bdx_unicode_next(const char *text, uint32_t *code);
 size_t bdx_unicode_previous(const char *text, size_t end);
 bool bdx_unicode_is_space(uint32_t code);       /* White_Space */
 bool bdx_unicode_is_number(uint32_t code);      /* N */
-bool bdx_unicode_is_punctuation(uint32_t code); /* P, and all of ASCII that is neither letter nor digit */
+bool bdx_unicode_is_punctuation(uint32_t code); /* P, and ASCII that is no letter or digit */
 bool bdx_unicode_is_mark(uint32_t code);        /* M */
-uint32_t bdx_unicode_byte_char(unsigned char byte); /* the printable character that stands for a byte */
-int bdx_unicode_char_byte(uint32_t code);           /* and back, or -1 */
+/* The printable character that stands for a byte, and back (or -1). */
+uint32_t bdx_unicode_byte_char(unsigned char byte);
+int bdx_unicode_char_byte(uint32_t code);
 enum bdx_form { BDX_NFC, BDX_NFD, BDX_NFKC, BDX_NFKD };
 /* Append `text` in a normalization form. -ENOMEM. */
 int bdx_unicode_normalize(struct bd_buffer *b, const char *text, size_t size, enum bdx_form form);
@@ -142,7 +144,7 @@ enum bdx_prepend { BDX_PREPEND_ALWAYS, BDX_PREPEND_FIRST, BDX_PREPEND_NEVER };
 struct bdx_step {
 	enum bdx_step_kind kind;
 	struct bdx_pattern *pattern; /* REPLACE, SPLIT; BYTE_LEVEL that splits */
-	char *text;                  /* PREPEND, REPLACE, METASPACE, STRIP_CHARACTER: new or special text */
+	char *text;                  /* PREPEND, REPLACE, METASPACE, STRIP_CHARACTER */
 	size_t size;
 	enum bdx_form form;          /* NORMALIZE */
 	enum bdx_behavior behavior;  /* SPLIT, PUNCTUATION */
@@ -270,12 +272,12 @@ struct bdx_reader {
 	size_t size; /* of the file */
 };
 
-/* Fill in a tokenizer from its file; what has been filled in when it fails is freed by the caller. */
+/* Fill in a tokenizer from its file. Where it fails, the caller frees what is there already. */
 int bdx_tokenizer_read(struct bdx_tokenizer *t, const char *json, size_t size,
 		       struct bd_error *err);
 
-/* Read past an object and note where the values of the members KEYS begin; the mark of a member that
- * is absent or null has no text. */
+/* Read past an object and note where the values of the members KEYS begin; the mark of a member
+ * that is absent or null has no text. */
 int bdx_json_mark(struct bd_json *j, const char *const *keys, struct bd_json *marks, size_t count);
 /* A mark that must be there. */
 int bdx_json_need(struct bd_json *object, struct bd_json *mark, const char *key);
@@ -291,7 +293,8 @@ int bdx_json_unsupported(struct bdx_reader *r, const char *what, const char *typ
 enum bdx_part { BDX_NORMALIZER, BDX_PRETOKENIZER, BDX_DECODER };
 
 /* A component, or a sequence of them, as steps. */
-int bdx_parts_read(struct bdx_reader *r, struct bd_json *j, enum bdx_part part, struct bdx_steps *steps);
+int bdx_parts_read(struct bdx_reader *r, struct bd_json *j, enum bdx_part part,
+		   struct bdx_steps *steps);
 /* What the post-processor puts around a text. */
 int bdx_parts_read_post_processor(struct bdx_reader *r, struct bd_json *j);
 

@@ -1,8 +1,8 @@
 /* tokenizer_json.c: reading tokenizer.json, see tokenizer_impl.h.
  *
- * The members of an object come in any order, and what they mean depends on its "type": so the reader
- * marks where the values of the known members begin, and then reads them one by one. Unknown members
- * are passed over, as the package does; unknown types are refused. */
+ * The members of an object come in any order, and what they mean depends on its "type": so the
+ * reader marks where the values of the known members begin, and then reads them one by one. Unknown
+ * members are passed over, as the package does; unknown types are refused. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,7 +58,8 @@ int bdx_json_token(struct bd_json *j, int32_t *token)
 	int rc = bd_json_u64(j, &number);
 
 	if (rc == 0 && number >= (uint64_t)BDX_MAX_TOKEN)
-		rc = bd_json_fail(j, "a token's number is %llu, and %d is the largest that is allowed",
+		rc = bd_json_fail(j,
+				  "a token's number is %llu, and %d is the largest that is allowed",
 				  (unsigned long long)number, BDX_MAX_TOKEN - 1);
 	*token = rc ? -1 : (int32_t)number;
 	return rc;
@@ -72,7 +73,8 @@ int bdx_json_unsupported(struct bdx_reader *r, const char *what, const char *typ
 	for (i = 0; type[i] && i + 1 < sizeof(shown); i++)
 		shown[i] = (unsigned char)type[i] < 0x20 || type[i] == 0x7f ? '?' : type[i];
 	shown[i] = '\0';
-	return bd_error_set(r->err, -ENOTSUP, "%s: the %s %s is not supported", r->t->name, what, shown);
+	return bd_error_set(r->err, -ENOTSUP, "%s: the %s %s is not supported", r->t->name, what,
+			    shown);
 }
 
 static void count_token(struct bdx_tokenizer *t, int32_t token)
@@ -116,7 +118,8 @@ static int read_vocabulary(struct bdx_reader *r, struct bd_json *j)
 
 /* One merge, "LEFT RIGHT" or ["LEFT","RIGHT"], as two texts in `text`. 1, or 0 for a line that is a
  * comment. */
-static int read_pair(struct bd_json *j, char *text, size_t capacity, const char **right, size_t size[2])
+static int read_pair(struct bd_json *j, char *text, size_t capacity, const char **right,
+		     size_t size[2])
 {
 	size_t length;
 	char *space;
@@ -173,8 +176,8 @@ static int read_merges(struct bdx_reader *r, struct bd_json *j)
 		right_token = bdx_bpe_find(bpe, right, size[1]);
 		token = bdx_bpe_find(bpe, text, size[0] + size[1]);
 		if (left_token < 0 || right_token < 0 || token < 0) {
-			rc = bd_json_fail(j, "merge %zu is of tokens, or gives one, that the vocabulary "
-					  "does not have", count);
+			rc = bd_json_fail(j, "merge %zu is of tokens, or gives one, that the "
+					  "vocabulary does not have", count);
 			break;
 		}
 		data = bdx_grow(merges, count, &capacity, sizeof(*data));
@@ -252,9 +255,10 @@ static int read_model(struct bdx_reader *r, struct bd_json *j)
 
 /* --- Added tokens --- */
 
-/* Number an added token as the package does, whatever the file says: by the vocabulary where that has
- * it, otherwise after all others. */
-static int32_t number_added(const struct bdx_tokenizer *t, const struct bdx_added *new, int32_t largest)
+/* Number an added token as the package does, whatever the file says: by the vocabulary where that
+ * has it, otherwise after all others. */
+static int32_t number_added(const struct bdx_tokenizer *t, const struct bdx_added *new,
+			    int32_t largest)
 {
 	int32_t token = bdx_bpe_find(&t->bpe, new->text, new->size), count = (int32_t)t->bpe.count;
 
@@ -275,7 +279,8 @@ static int read_added(struct bdx_reader *r, struct bd_json *j)
 	int rc = bd_json_array(j);
 
 	while (rc == 0 && (rc = bd_json_item(j)) > 0) {
-		struct bdx_added *new = bdx_grow(added->data, added->count, &added->capacity, sizeof(*new));
+		struct bdx_added *new = bdx_grow(added->data, added->count, &added->capacity,
+						 sizeof(*new));
 		bool *flags[COUNT];
 
 		if (!new)
@@ -292,7 +297,8 @@ static int read_added(struct bdx_reader *r, struct bd_json *j)
 			return rc;
 		added->count++;
 		if (new->size > MAX_ADDED_TEXT)
-			return bd_json_fail(j, "an added token of more than %d bytes", MAX_ADDED_TEXT);
+			return bd_json_fail(j, "an added token of more than %d bytes",
+					    MAX_ADDED_TEXT);
 		flags[SINGLE] = &new->single_word;
 		flags[LSTRIP] = &new->lstrip;
 		flags[RSTRIP] = &new->rstrip;
@@ -326,13 +332,14 @@ static int index_added(struct bdx_reader *r)
 	bdx_run_init(&run, r->t, MAX_ADDED_TEXT * (added->count + 1), r->err);
 	rc = bdx_added_index(added, &r->t->normalizer, &run);
 	bdx_run_free(&run);
-	for (size_t i = 1; i < added->count && rc == 0; i++)
-		if (bdx_added_find(added, added->data[i].text, added->data[i].size) != &added->data[i] ||
-		    (added->data[i].size == added->data[i - 1].size &&
-		     memcmp(added->data[i].text, added->data[i - 1].text, added->data[i].size) == 0))
-			rc = bd_error_set(r->err, -EINVAL, "%s: the added tokens %d and %d have the same "
-					  "text", r->t->name, added->data[i - 1].token,
-					  added->data[i].token);
+	for (size_t i = 1; i < added->count && rc == 0; i++) {
+		const struct bdx_added *a = &added->data[i - 1], *b = &added->data[i];
+
+		if (a->size == b->size && memcmp(a->text, b->text, a->size) == 0)
+			rc = bd_error_set(r->err, -EINVAL,
+					  "%s: the added tokens %d and %d have the same text",
+					  r->t->name, a->token, b->token);
+	}
 	return rc;
 }
 

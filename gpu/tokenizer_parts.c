@@ -1,5 +1,5 @@
-/* tokenizer_parts.c: reading the components of tokenizer.json: normalizer, pre-tokenizer, decoder and
- * post-processor; see tokenizer_impl.h. */
+/* tokenizer_parts.c: reading the components of tokenizer.json: normalizer, pre-tokenizer, decoder
+ * and post-processor; see tokenizer_impl.h. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,8 @@
 
 enum member {
 	TYPE, PATTERN, CONTENT, PREPEND, LEFT, RIGHT, BEHAVIOR, INVERT, ADD_PREFIX_SPACE, USE_REGEX,
-	REPLACEMENT, SCHEME, SPLIT, INDIVIDUAL, START, STOP, NORMALIZERS, PRETOKENIZERS, DECODERS, MEMBERS
+	REPLACEMENT, SCHEME, SPLIT, INDIVIDUAL, START, STOP, NORMALIZERS, PRETOKENIZERS, DECODERS,
+	MEMBERS
 };
 
 static const char *const member_names[MEMBERS] = {
@@ -44,7 +45,8 @@ static int read_word(struct bd_json *mark, const char *const *words, size_t coun
 }
 
 /* {"String": TEXT} or {"Regex": TEXT}. */
-static int read_pattern(struct bdx_reader *r, struct bd_json *object, struct bd_json *mark, struct bdx_step *step)
+static int read_pattern(struct bdx_reader *r, struct bd_json *object, struct bd_json *mark,
+			struct bdx_step *step)
 {
 	static const char *const keys[] = { "String", "Regex" };
 	struct bd_json marks[2];
@@ -59,13 +61,15 @@ static int read_pattern(struct bdx_reader *r, struct bd_json *object, struct bd_
 	if (rc == 0)
 		rc = bdx_json_string(&marks[!marks[0].text], &text, &size);
 	if (rc == 0)
-		rc = bdx_pattern_open(&step->pattern, text, size, marks[0].text != NULL, r->t->name, r->err);
+		rc = bdx_pattern_open(&step->pattern, text, size, marks[0].text != NULL, r->t->name,
+				      r->err);
 	free(text);
 	return rc;
 }
 
 /* A string that is one character. */
-static int read_character(struct bd_json *object, struct bd_json *mark, const char *key, struct bdx_step *step)
+static int read_character(struct bd_json *object, struct bd_json *mark, const char *key,
+			  struct bdx_step *step)
 {
 	uint32_t code;
 	int rc = bdx_json_need(object, mark, key);
@@ -186,9 +190,10 @@ static int read_pretokenizer(struct bdx_reader *r, struct bd_json *j, struct bd_
 		rc = bdx_json_bool(&marks[ADD_PREFIX_SPACE], &step->add_prefix_space);
 		if (rc == 0)
 			rc = bdx_json_bool(&marks[USE_REGEX], &use_regex);
-		return rc || !use_regex ? rc :
-		       bdx_pattern_open(&step->pattern, gpt2_pattern, sizeof(gpt2_pattern) - 1, false,
-					r->t->name, r->err);
+		if (rc || !use_regex)
+			return rc;
+		return bdx_pattern_open(&step->pattern, gpt2_pattern, sizeof(gpt2_pattern) - 1,
+					false, r->t->name, r->err);
 	}
 	if (strcmp(type, "Metaspace") == 0) {
 		step->kind = BDX_METASPACE;
@@ -211,8 +216,8 @@ static int read_pretokenizer(struct bdx_reader *r, struct bd_json *j, struct bd_
 		step->kind = BDX_SPLIT;
 		step->behavior = BDX_REMOVED;
 		step->invert = true;
-		return bdx_pattern_open(&step->pattern, word_pattern, sizeof(word_pattern) - 1, false,
-					r->t->name, r->err);
+		return bdx_pattern_open(&step->pattern, word_pattern, sizeof(word_pattern) - 1,
+					false, r->t->name, r->err);
 	}
 	return bdx_json_unsupported(r, "pre-tokenizer", type);
 }
@@ -249,8 +254,8 @@ static int read_decoder(struct bdx_reader *r, struct bd_json *j, struct bd_json 
 /* What differs between the three kinds of components. */
 struct component {
 	enum member sequence; /* the member of a Sequence that holds its parts */
-	int (*read)(struct bdx_reader *r, struct bd_json *j, struct bd_json marks[MEMBERS], const char *type,
-		    struct bdx_step *step);
+	int (*read)(struct bdx_reader *r, struct bd_json *j, struct bd_json marks[MEMBERS],
+		    const char *type, struct bdx_step *step);
 };
 
 /* A component, or a Sequence of them, added to the steps. The depth of the reader bounds that of
@@ -289,7 +294,8 @@ static int read_component(struct bdx_reader *r, struct bd_json *j,
 	return component->read(r, j, marks, type, &data[steps->count++]);
 }
 
-int bdx_parts_read(struct bdx_reader *r, struct bd_json *j, enum bdx_part part, struct bdx_steps *steps)
+int bdx_parts_read(struct bdx_reader *r, struct bd_json *j, enum bdx_part part,
+		   struct bdx_steps *steps)
 {
 	static const struct component components[] = {
 		[BDX_NORMALIZER] = { NORMALIZERS, read_normalizer },
@@ -340,8 +346,10 @@ static int read_template_token(struct bdx_reader *r, struct bd_json special, con
 		}
 		return rc;
 	}
-	return rc ? rc : bd_json_fail(&special, "the template's token \"%s\" is not among its special_tokens",
-				      name);
+	if (rc)
+		return rc;
+	return bd_json_fail(&special, "the template's token \"%s\" is not among its special_tokens",
+			    name);
 }
 
 /* TemplateProcessing: what it puts around one sequence. */
@@ -363,7 +371,8 @@ static int read_template(struct bdx_reader *r, struct bd_json *j)
 	while (rc == 0 && (rc = bd_json_item(&marks[0])) > 0) {
 		rc = bdx_json_mark(&marks[0], kinds, pieces, 2);
 		if (rc == 0 && !pieces[0].text == !pieces[1].text)
-			rc = bd_json_fail(&marks[0], "a template consists of SpecialToken and Sequence");
+			rc = bd_json_fail(&marks[0],
+					  "a template consists of SpecialToken and Sequence");
 		if (rc == 0)
 			rc = bdx_json_mark(&pieces[!pieces[0].text], id, &name, 1);
 		if (rc == 0)
@@ -405,7 +414,8 @@ int bdx_parts_read_post_processor(struct bdx_reader *r, struct bd_json *j)
 		return 0;
 	if (strcmp(type, "TemplateProcessing") == 0) {
 		if (r->t->before.count || r->t->after.count)
-			return bdx_json_unsupported(r, "post-processor", "Sequence with two templates");
+			return bdx_json_unsupported(r, "post-processor",
+						    "Sequence with two templates");
 		return read_template(r, &object);
 	}
 	if (strcmp(type, "Sequence") != 0)

@@ -85,7 +85,8 @@ unsigned bdx_unicode_next(const char *text, uint32_t *code)
 		return 2;
 	}
 	if (p[0] < 0xf0) {
-		*code = (uint32_t)(p[0] & 0x0f) << 12 | (uint32_t)(p[1] & 0x3f) << 6 | (p[2] & 0x3f);
+		*code = (uint32_t)(p[0] & 0x0f) << 12 | (uint32_t)(p[1] & 0x3f) << 6 |
+			(p[2] & 0x3f);
 		return 3;
 	}
 	*code = (uint32_t)(p[0] & 0x07) << 18 | (uint32_t)(p[1] & 0x3f) << 12 |
@@ -145,7 +146,7 @@ bool bdx_unicode_is_punctuation(uint32_t code)
 	return category_in(code, UTF8PROC_CATEGORY_PC, UTF8PROC_CATEGORY_PO);
 }
 
-/* Printable bytes of Latin-1 stand for themselves, the 68 others for U+0100 and on, in their order. */
+/* Printable bytes of Latin-1 stand for themselves, the 68 others for U+0100 and on, in order. */
 uint32_t bdx_unicode_byte_char(unsigned char byte)
 {
 	if (byte <= 0x20)
@@ -305,6 +306,7 @@ void bdx_unicode_lower(struct bd_buffer *b, const char *text, size_t size)
 		if (code == 0x130) /* the one letter whose small form is two characters */
 			bd_buffer_append(b, "i\xcc\x87", 3);
 		else
-			bdx_unicode_append_code(b, (uint32_t)utf8proc_tolower((utf8proc_int32_t)code));
+			bdx_unicode_append_code(
+				b, (uint32_t)utf8proc_tolower((utf8proc_int32_t)code));
 	}
 }

@@ -3,8 +3,8 @@
  *     tokens TOKENIZER.JSON encode|special|decode|text <records >records
  *
  * A record is a length in bytes (32 bits, little-endian) and so many bytes: a text, or tokens of 32
- * bits each. `special` encodes with the template's tokens; `decode` leaves special tokens out, `text`
- * keeps them. A text that cannot be encoded or decoded ends the program with its message. */
+ * bits each. `special` encodes with the template's tokens; `decode` leaves special tokens out,
+ * `text` keeps them. A text that cannot be encoded or decoded ends the program with its message. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -34,7 +34,8 @@ static void write_record(const void *data, size_t size)
 {
 	uint32_t length = (uint32_t)size;
 
-	if (fwrite(&length, sizeof(length), 1, stdout) != 1 || fwrite(data, 1, size, stdout) != size)
+	if (fwrite(&length, sizeof(length), 1, stdout) != 1 ||
+	    fwrite(data, 1, size, stdout) != size)
 		fail("cannot write");
 }
 
@@ -79,13 +80,14 @@ int main(int argc, char **argv)
 	free(json);
 	while (read_record(&data, &size)) {
 		if (decode) {
-			if (bdx_tokenizer_decode(t, (const int32_t *)data, size / 4, skip, &text, &count,
-						 &err))
+			if (bdx_tokenizer_decode(t, (const int32_t *)data, size / 4, skip, &text,
+						 &count, &err))
 				fail(err.text);
 			write_record(text, count);
 			free(text);
 		} else {
-			if (bdx_tokenizer_encode(t, data, size, with_special, &tokens, &count, &err))
+			if (bdx_tokenizer_encode(t, data, size, with_special, &tokens, &count,
+						 &err))
 				fail(err.text);
 			write_record(tokens, count * sizeof(*tokens));
 			free(tokens);

@@ -1,5 +1,6 @@
-/* test_tokenizer.c: the tokenizer on files small enough to work out the tokens by hand, on damaged and
- * on hostile ones. tests/engine/tokenizer.py compares it with the package on many more lines. */
+/* test_tokenizer.c: the tokenizer on files small enough to work out the tokens by hand, on damaged
+ * and on hostile ones. tests/engine/tokenizer.py compares it with the package on many more lines.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -63,7 +64,8 @@ static void encodes(const struct bdx_tokenizer *t, const char *text, const char 
 }
 
 /* TOKENS as numbers with spaces between them. */
-static void decodes(const struct bdx_tokenizer *t, const char *tokens, bool skip, const char *expected)
+static void decodes(const struct bdx_tokenizer *t, const char *tokens, bool skip,
+		    const char *expected)
 {
 	int32_t numbers[64];
 	size_t count = 0, size;
@@ -84,7 +86,8 @@ static void decodes(const struct bdx_tokenizer *t, const char *tokens, bool skip
 static void merges(void **state)
 {
 	struct bdx_tokenizer *t = open_json("{" MODEL("",
-		"\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"bc\":4,\"abc\":5,\"aa\":6,\"aaaa\":7,\"\\u00e9\":8",
+		"\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"bc\":4,\"abc\":5,\"aa\":6,\"aaaa\":7,\""
+		"\\u00e9\":8",
 		"[\"b\",\"c\"],[\"a\",\"b\"],[\"ab\",\"c\"],[\"a\",\"a\"],[\"aa\",\"aa\"]") "}");
 
 	(void)state;
@@ -109,7 +112,8 @@ static void merges(void **state)
 	bdx_tokenizer_close(NULL);
 
 	/* Merges as strings, with the comment that old files have; members in another order. */
-	t = open_json("{\"model\":{\"merges\":[\"#version: 0.2\",\"a b\"],\"vocab\":{\"ab\":2,\"a\":0,"
+	t = open_json("{\"model\":{\"merges\":[\"#version: 0.2\",\"a b\"],\"vocab\":{\"ab\":2,\"a\""
+			":0,"
 		      "\"b\":1},\"dropout\":0.0,\"end_of_word_suffix\":\"\"},\"other\":[{}]}");
 	encodes(t, "abba", "2 1 0");
 	bdx_tokenizer_close(t);
@@ -135,10 +139,12 @@ static void unknown(void **state)
 	size_t count;
 
 	(void)state;
-	t = open_json(td_format("{\"model\":{\"unk_token\":\"<unk>\",\"vocab\":{%s},\"merges\":[]}}", vocab));
+	t = open_json(td_format("{\"model\":{\"unk_token\":\"<unk>\",\"vocab\":{%s},\"merges\":["
+			"]}}", vocab));
 	encodes(t, "xxa\xc3\xa9", "0 0 1 0");
 	bdx_tokenizer_close(t);
-	t = open_json(td_format("{\"model\":{\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"vocab\":{%s},"
+	t = open_json(td_format("{\"model\":{\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"vocab\":{"
+			"%s},"
 				"\"merges\":[]}}", vocab));
 	encodes(t, "xxa\xc3\xa9y", "0 1 0");
 	bdx_tokenizer_close(t);
@@ -169,7 +175,8 @@ static void unknown(void **state)
 static void prepended_spaces(void **state)
 {
 	struct bdx_tokenizer *t = open_json("{" ADDED(TOKEN("<s>", RAW) "," TOKEN("</s>", RAW))
-		"\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"},"
+		"\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\""
+		"prepend\":\"\u2581\"},"
 		"{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}]},"
 		MODEL("", LLAMA_VOCAB, "\"\u2581 a\"") "}");
 
@@ -182,8 +189,10 @@ static void prepended_spaces(void **state)
 
 static struct bdx_tokenizer *open_metaspace(const char *scheme, const char *split)
 {
-	return open_json(td_format("{" ADDED(TOKEN("<s>", RAW)) "\"pre_tokenizer\":{\"type\":\"Metaspace\","
-		"\"replacement\":\"\u2581\",%s\"split\":%s}," MODEL("", LLAMA_VOCAB ",\"b\u2581\":7",
+	return open_json(td_format("{" ADDED(TOKEN("<s>", RAW)) "\"pre_tokenizer\":{\"type\":\""
+			"Metaspace\","
+		"\"replacement\":\"\u2581\",%s\"split\":%s}," MODEL("", LLAMA_VOCAB ",\"b\u2581\":"
+		"7",
 		"\"b \u2581\",\"\u2581 a\"") "}", scheme, split));
 }
 
@@ -211,9 +220,12 @@ static void metaspace(void **state)
 
 static void byte_level(void **state)
 {
-	struct bdx_tokenizer *t = open_json("{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":"
-		"true},\"decoder\":{\"type\":\"ByteLevel\"}," MODEL("", "\"a\":0,\"\u0120\":1,\"\u0120a\":2,"
-		"\"\u00c3\":3,\"\u00a9\":4,\"\u010a\":5,\"'\":6,\"s\":7,\"'s\":8,\"a'\":9,\"\u0120\u0120\":10",
+	struct bdx_tokenizer *t = open_json("{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\""
+			"add_prefix_space\":"
+		"true},\"decoder\":{\"type\":\"ByteLevel\"}," MODEL("", "\"a\":0,\"\u0120\":1,\""
+		"\u0120a\":2,"
+		"\"\u00c3\":3,\"\u00a9\":4,\"\u010a\":5,\"'\":6,\"s\":7,\"'s\":8,\"a'\":9,\""
+		"\u0120\u0120\":10",
 		"\"\u0120 a\",\"a '\",\"' s\",\"\u0120 \u0120\"") "}");
 
 	(void)state;
@@ -226,7 +238,8 @@ static void byte_level(void **state)
 	decodes(t, "3 0 4", true, "\xef\xbf\xbd" "a\xef\xbf\xbd");
 	bdx_tokenizer_close(t);
 	for (unsigned byte = 0; byte < 256; byte++)
-		assert_int_equal(bdx_unicode_char_byte(bdx_unicode_byte_char((unsigned char)byte)), byte);
+		assert_int_equal(bdx_unicode_char_byte(bdx_unicode_byte_char((unsigned char)byte)),
+				 byte);
 	assert_int_equal(bdx_unicode_char_byte(0x20), -1);
 	assert_int_equal(bdx_unicode_char_byte(0xad), -1);
 	assert_int_equal(bdx_unicode_char_byte(0x144), -1);
@@ -235,11 +248,14 @@ static void byte_level(void **state)
 static void added_tokens(void **state)
 {
 	struct bdx_tokenizer *t = open_json("{" ADDED(
-		TOKEN("<x>", RAW) "," TOKEN("<x>>", RAW) "," TOKEN("<l>", RAW "\"lstrip\":true,") ","
-		TOKEN("<r>", RAW "\"rstrip\":true,") "," TOKEN("<w>", RAW "\"single_word\":true,") ","
-		"{\"content\":\"Big\",\"normalized\":true}," TOKEN("b", RAW) "," TOKEN("", ""))
-		"\"normalizer\":{\"type\":\"Lowercase\"},"
-		MODEL("", "\"a\":0,\"b\":1,\" \":2,\"<\":3,\"w\":4,\">\":5,\"B\":6", "") "}");
+		TOKEN("<x>", RAW) "," TOKEN("<x>>", RAW) "," TOKEN("<l>", RAW "\"lstrip\":true,") "," TOKEN("<r>", RAW "\"rstrip\":true,") "," TOKEN(
+			"<w>", RAW
+			"\"single_word\":true,") ","
+						 "{\"content\":\"Big\",\"normalized\":true}," TOKEN("b", RAW) "," TOKEN(
+							 "",
+							 "")) "\"normalizer\":{\"type\":\"Lowercase\"}," MODEL("",
+													       "\"a\":0,\"b\":1,\" \":2,\"<\":3,\"w\":4,\">\":5,\"B\":6",
+													       "") "}");
 
 	(void)state;
 	encodes(t, "a<x>a", "0 7 0");
@@ -266,19 +282,28 @@ static void splits(void **state)
 	static const struct {
 		const char *step, *expected;
 	} cases[] = {
-		/* The words of a vocabulary with these: a 0, - 1, a- 2, -a 3, -- 4, a-- 5, --a 6; "a-a--a" */
-		{ "\"Split\",\"pattern\":{\"String\":\"-\"},\"behavior\":\"Removed\",\"invert\":false", "0 0 0" },
-		{ "\"Split\",\"pattern\":{\"String\":\"-\"},\"behavior\":\"Isolated\",\"invert\":false",
+		/* The words of a vocabulary with these: a 0, - 1, a- 2, -a 3, -- 4, a-- 5, --a 6;
+		   "a-a--a" */
+		{ "\"Split\",\"pattern\":{\"String\":\"-\"},\"behavior\":\"Removed\",\"invert\":"
+		  "false",
+		  "0 0 0" },
+		{ "\"Split\",\"pattern\":{\"String\":\"-\"},\"behavior\":\"Isolated\",\"invert\":"
+		  "false",
 		  "0 1 0 1 1 0" },
-		{ "\"Split\",\"pattern\":{\"Regex\":\"-\"},\"behavior\":\"MergedWithPrevious\",\"invert\":false",
+		{ "\"Split\",\"pattern\":{\"Regex\":\"-\"},\"behavior\":\"MergedWithPrevious\",\""
+		  "invert\":false",
 		  "2 2 1 0" },
-		{ "\"Split\",\"pattern\":{\"Regex\":\"-\"},\"behavior\":\"MergedWithNext\",\"invert\":false",
+		{ "\"Split\",\"pattern\":{\"Regex\":\"-\"},\"behavior\":\"MergedWithNext\",\""
+		  "invert\":false",
 		  "0 3 1 3" },
-		{ "\"Split\",\"pattern\":{\"Regex\":\"-\"},\"behavior\":\"Contiguous\",\"invert\":false",
+		{ "\"Split\",\"pattern\":{\"Regex\":\"-\"},\"behavior\":\"Contiguous\",\"invert\":"
+		  "false",
 		  "0 1 0 4 0" },
-		{ "\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"MergedWithPrevious\",\"invert\":true",
+		{ "\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"MergedWithPrevious\",\""
+		  "invert\":true",
 		  "2 5 0" },
-		{ "\"Split\",\"pattern\":{\"Regex\":\"-+\"},\"behavior\":\"MergedWithNext\"", "0 3 6" },
+		{ "\"Split\",\"pattern\":{\"Regex\":\"-+\"},\"behavior\":\"MergedWithNext\"", "0 3 "
+											      "6" },
 		{ "\"Punctuation\"", "0 1 0 1 1 0" },
 		{ "\"Punctuation\",\"behavior\":\"Contiguous\"", "0 1 0 4 0" },
 		{ "\"Whitespace\"", "0 1 0 4 0" },
@@ -289,7 +314,8 @@ static void splits(void **state)
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
 		struct bdx_tokenizer *t = open_json(td_format("{\"pre_tokenizer\":{\"type\":%s},"
-			MODEL("\"ignore_merges\":true,", "\"a\":0,\"-\":1,\"a-\":2,\"-a\":3,\"--\":4,\"a--\":5,"
+			MODEL("\"ignore_merges\":true,", "\"a\":0,\"-\":1,\"a-\":2,\"-a\":3,\"--\":"
+				"4,\"a--\":5,"
 			      "\"--a\":6", "") "}", cases[i].step));
 
 		encodes(t, "a-a--a", cases[i].expected);
@@ -299,26 +325,35 @@ static void splits(void **state)
 
 static void digits(void **state)
 {
-	struct bdx_tokenizer *t = open_json("{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
-		"{\"type\":\"WhitespaceSplit\"},{\"type\":\"Digits\",\"individual_digits\":false}]},"
-		MODEL("\"ignore_merges\":true,", "\"1\":0,\"12\":1,\"a\":2,\"a1\":3,\"121\":4", "") "}");
+	struct bdx_tokenizer *t = open_json("{\"pre_tokenizer\":{\"type\":\"Sequence\",\""
+			"pretokenizers\":["
+		"{\"type\":\"WhitespaceSplit\"},{\"type\":\"Digits\",\"individual_digits\":"
+		"false}]},"
+		MODEL("\"ignore_merges\":true,", "\"1\":0,\"12\":1,\"a\":2,\"a1\":3,\"121\":"
+			"4", "") "}");
 
 	(void)state;
 	encodes(t, "a12 1 121a1", "2 1 0 4 2 0");
 	bdx_tokenizer_close(t);
 	t = open_json("{\"pre_tokenizer\":{\"type\":\"Digits\",\"individual_digits\":true},"
-		      MODEL("\"ignore_merges\":true,", "\"1\":0,\"11\":1,\"a\":2,\"\u00bd\":3", "") "}");
+		      MODEL("\"ignore_merges\":true,", "\"1\":0,\"11\":1,\"a\":2,\"\u00bd\":"
+		      	"3", "") "}");
 	encodes(t, "a11\u00bd" "1", "2 0 0 3 0");
 	bdx_tokenizer_close(t);
 }
 
 static void template(void **state)
 {
-	static const char post[] = "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":"
-		"\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}},{\"SpecialToken\":{\"id\":"
-		"\"end\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{\"end\":{\"id\":\"end\",\"ids\":[2,0],"
-		"\"tokens\":[\"x\",\"y\"]},\"<s>\":{\"id\":\"<s>\",\"ids\":[1],\"tokens\":[\"<s>\"]}}}";
-	struct bdx_tokenizer *t = open_json(td_format("{\"post_processor\":{\"type\":\"Sequence\",\"processors\":["
+	static const char post[] = "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
+			"{\"id\":"
+		"\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}},{\""
+		"SpecialToken\":{\"id\":"
+		"\"end\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{\"end\":{\"id\":\"end\","
+		"\"ids\":[2,0],"
+		"\"tokens\":[\"x\",\"y\"]},\"<s>\":{\"id\":\"<s>\",\"ids\":[1],\"tokens\":[\"<s>\""
+		"]}}}";
+	struct bdx_tokenizer *t = open_json(td_format("{\"post_processor\":{\"type\":\"Sequence\","
+			"\"processors\":["
 		"{\"type\":\"ByteLevel\"},%s]}," MODEL("", LLAMA_VOCAB, "") "}", post));
 
 	(void)state;
@@ -330,11 +365,15 @@ static void template(void **state)
 
 static void decoders(void **state)
 {
-	struct bdx_tokenizer *t = open_json("{" ADDED(TOKEN("<s>", RAW)) "\"decoder\":{\"type\":\"Sequence\","
-		"\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\u2581\"},\"content\":\" \"},"
-		"{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \","
+	struct bdx_tokenizer *t = open_json("{" ADDED(TOKEN("<s>", RAW)) "\"decoder\":{\"type\":\""
+			"Sequence\","
+		"\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\u2581\"},\""
+		"content\":\" \"},"
+		"{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\""
+		" \","
 		"\"start\":1,\"stop\":0}]},"
-		MODEL("", "\"<s>\":0,\"\u2581a\":1,\"<0xC3>\":2,\"<0xA9>\":3,\"<0xe2>\":4,\"<0x4>\":5,"
+		MODEL("", "\"<s>\":0,\"\u2581a\":1,\"<0xC3>\":2,\"<0xA9>\":3,\"<0xe2>\":4,\"<0x4>\""
+			":5,"
 		      "\"\u2581\u2581\":6,\"b\":7", "") "}");
 
 	(void)state;
@@ -353,8 +392,10 @@ static void decoders(void **state)
 		      MODEL("", "\"_a\":0,\"_\":1", "") "}");
 	decodes(t, "0 0 1", true, "a a ");
 	bdx_tokenizer_close(t);
-	t = open_json("{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Strip\",\"content\":\"_\","
-		      "\"start\":0,\"stop\":2},{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"[b-d]+\"},"
+	t = open_json("{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Strip\",\""
+			"content\":\"_\","
+		      "\"start\":0,\"stop\":2},{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"["
+		      "b-d]+\"},"
 		      "\"content\":\"-\"}]}," MODEL("", "\"a___\":0,\"_\":1,\"abcbe\":2", "") "}");
 	decodes(t, "0 1 2", true, "a_a-e");
 	bdx_tokenizer_close(t);
@@ -404,7 +445,8 @@ static void matches(const char *pattern, const char *text, const char *expected)
 	for (size_t i = 0; i < run.spans.count; i++) {
 		const struct bdx_span *s = &run.spans.data[i];
 
-		bd_buffer_printf(&b, s->match ? "[%.*s]" : "%.*s", (int)(s->end - s->start), text + s->start);
+		bd_buffer_printf(&b, s->match ? "["
+				"%.*s]" : "%.*s", (int)(s->end - s->start), text + s->start);
 	}
 	if (strcmp(b.data, expected) != 0)
 		fail_msg("/%s/ gives %s, expected %s", pattern, b.data, expected);
@@ -425,9 +467,11 @@ static void patterns(void **state)
 	matches("[ab]{,2}", "aab", "[aa][b]");
 	matches("a{", "a{a{", "[a{][a{]");
 	matches("a++b|a?+a", "aab", "[aab]");
-	matches("\\s+", "a\u1680\u180e\u3000", "a[\u1680]\u180e[\u3000]"); /* U+180E is no space any more */
+	matches("\\s+", "a\u1680\u180e\u3000", "a[\u1680]\u180e["
+			"\u3000]"); /* U+180E is no space any more */
 	matches("[^\\s]\\S", "\u180e\u180e", "[\u180e\u180e]");
-	matches("\\w+", "d\u0301_9-\u24b6", "[d\u0301_9]-[\u24b6]"); /* marks and circled letters belong to words */
+	matches("\\w+", "d\u0301_9-\u24b6", "[d\u0301_9]-["
+			"\u24b6]"); /* marks and circled letters belong to words */
 	matches("[\\w-]+|\\W", "d\u0301-+", "[d\u0301-][+]");
 	matches("\\b", "ab c", "[]ab[] []c[]");
 	matches("\\Bb", "ab b", "a[b] b");
@@ -436,11 +480,13 @@ static void patterns(void **state)
 	matches("^a|b$", "ab\nab\n", "[a][b]\n[a][b]\n");
 	matches("\\Aa|b\\z", "ab\nab", "[a]b\na[b]");
 	matches("a.", "a\na\ra", "a\n[a\r]a");
-	matches("a(?i)b|c", "aB aC C", "[aB] [aC] C");        /* an option reaches to the group's end */
+	matches("a(?i)b|c", "aB aC C", "[aB] [aC] "
+			"C");        /* an option reaches to the group's end */
 	matches("(?i:'s|'LL)d(?-i:x)", "'SDx 'lLdX", "'SDx 'lLdX");
 	matches("(?i:'s|'LL)", "'S'lL'x", "['S]['lL]'x");
 	matches("(?i)k", "k\u212a", "[k][\u212a]");
-	matches("\\p{Han}+", "\u6f22\u3001\u5b57", "[\u6f22]\u3001[\u5b57]"); /* a script, not an extension */
+	matches("\\p{Han}+", "\u6f22\u3001\u5b57", "[\u6f22]\u3001["
+			"\u5b57]"); /* a script, not an extension */
 	matches("\\p{^Lu}\\P{^Ll}", "-a A", "[-a] A");
 	matches("[\\p{L}&]|\\u0041|\\x42|\\x{1F600}", "AB", "[A][B]");
 	matches("[]a-c\\-]+", "]ab-d", "[]ab-]d");
@@ -453,10 +499,44 @@ static void patterns(void **state)
 static void refused_patterns(void **state)
 {
 	static const char *const bad[] = {
-		"[a[b]]", "[a&&b]", "[[:alpha:]]", "(?<n>a)", "(?#c)", "(?m:a)", "(?s)a", "\\1", "\\R", "\\X",
-		"\\G", "\\K", "\\Qa", "\\k<a>", "a{2}?", "[\\W]", "\\pL", "\\p{Nonsense}", "\\p{", "\\x{zz}",
-		"\\u12", "\\xff", "(", ")", "a)", "[", "[^", "\\", "*", "a|+", "(*UTF)", "a**", "(?<=a+)b",
-		"(?i", "(?", "\\p{a(b)}",
+		"[a[b]]",
+		"[a&&b]",
+		"[[:alpha:]]",
+		"(?<n>a)",
+		"(?#c)",
+		"(?m:"
+		"a)",
+		"(?s)a",
+		"\\1",
+		"\\R",
+		"\\X",
+		"\\G",
+		"\\K",
+		"\\Qa",
+		"\\k<a>",
+		"a{2}?",
+		"[\\W]",
+		"\\pL",
+		"\\p{Nonsense}",
+		"\\p{",
+		"\\x{zz}",
+		"\\u12",
+		"\\xff",
+		"(",
+		")",
+		"a)",
+		"[",
+		"[^",
+		"\\",
+		"*",
+		"a|"
+		"+",
+		"(*UTF)",
+		"a**",
+		"(?<=a+)b",
+		"(?i",
+		"(?",
+		"\\p{a(b)}",
 	};
 	struct bdx_pattern *p;
 	char deep[300];
@@ -514,34 +594,51 @@ static void damaged(void **state)
 	refuses(-EINVAL, "{" MODEL("", "\"a\":0", "[\"a\",\"a\",\"a\"]") "}", "two parts");
 	refuses(-EINVAL, "{" MODEL("", "\"a\":0", "7") "}", "string");
 	refuses(-ENOTSUP, "{" MODEL("\"dropout\":0.1,", "", "") "}", "dropout");
-	refuses(-ENOTSUP, "{" MODEL("\"end_of_word_suffix\":\"</w>\",", "", "") "}", "end_of_word_suffix");
-	refuses(-ENOTSUP, "{" MODEL("\"continuing_subword_prefix\":\"##\",", "", "") "}", "continuing");
-	refuses(-ENOTSUP, "{\"normalizer\":{\"type\":\"BertNormalizer\"}," EMPTY "}", "normalizer BertNormalizer");
+	refuses(-ENOTSUP, "{" MODEL("\"end_of_word_suffix\":\"</w>\",", "", "") "}",
+		"end_of_word_suffix");
+	refuses(-ENOTSUP, "{" MODEL("\"continuing_subword_prefix\":\"##\",", "", "") "}",
+		"continuing");
+	refuses(-ENOTSUP, "{\"normalizer\":{\"type\":\"BertNormalizer\"}," EMPTY "}", "normalizer "
+			"BertNormalizer");
 	refuses(-ENOTSUP, "{\"normalizer\":{\"type\":\"Precompiled\"}," EMPTY "}", "Precompiled");
-	refuses(-ENOTSUP, "{\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}," EMPTY "}", "pre-tokenizer Unicode");
+	refuses(-ENOTSUP, "{\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}," EMPTY "}",
+		"pre-tokenizer Unicode");
 	refuses(-ENOTSUP, "{\"decoder\":{\"type\":\"CTC\\n\"}," EMPTY "}", "decoder CTC?");
-	refuses(-ENOTSUP, "{\"post_processor\":{\"type\":\"BertProcessing\"}," EMPTY "}", "BertProcessing");
+	refuses(-ENOTSUP, "{\"post_processor\":{\"type\":\"BertProcessing\"}," EMPTY "}",
+		"BertProcessing");
 	refuses(-EINVAL, "{\"normalizer\":{}," EMPTY "}", "\"type\" is missing");
 	refuses(-EINVAL, "{\"normalizer\":[]," EMPTY "}", "object");
-	refuses(-EINVAL, "{\"normalizer\":{\"type\":\"Prepend\"}," EMPTY "}", "\"prepend\" is missing");
-	refuses(-EINVAL, "{\"normalizer\":{\"type\":\"Replace\",\"content\":\"\"}," EMPTY "}", "\"pattern\"");
-	refuses(-EINVAL, "{\"normalizer\":{\"type\":\"Replace\",\"content\":\"\",\"pattern\":{}}," EMPTY "}",
+	refuses(-EINVAL, "{\"normalizer\":{\"type\":\"Prepend\"}," EMPTY "}", "\"prepend\" is "
+			"missing");
+	refuses(-EINVAL, "{\"normalizer\":{\"type\":\"Replace\",\"content\":\"\"}," EMPTY "}", "\""
+			"pattern\"");
+	refuses(-EINVAL,
+		"{\"normalizer\":{\"type\":\"Replace\",\"content\":\"\",\"pattern\":{}}," EMPTY "}",
 		"either");
-	refuses(-ENOTSUP, "{\"normalizer\":{\"type\":\"Replace\",\"content\":\"\",\"pattern\":{\"Regex\":\"[\"}},"
+	refuses(-ENOTSUP, "{\"normalizer\":{\"type\":\"Replace\",\"content\":\"\",\"pattern\":{\""
+			"Regex\":\"[\"}},"
 		EMPTY "}", "a set without an end");
-	refuses(-EINVAL, "{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}," EMPTY "}",
+	refuses(-EINVAL,
+		"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}," EMPTY "}",
 		"one character");
-	refuses(-EINVAL, "{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\"}," EMPTY "}",
+	refuses(-EINVAL,
+		"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\"}," EMPTY "}",
 		"one character");
-	refuses(-EINVAL, "{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"a\",\"prepend_scheme\":"
+	refuses(-EINVAL, "{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"a\",\""
+			"prepend_scheme\":"
 		"\"x\"}," EMPTY "}", "unknown word \"x\"");
-	refuses(-EINVAL, "{\"pre_tokenizer\":{\"type\":\"Split\"}," EMPTY "}", "\"behavior\" is missing");
-	refuses(-EINVAL, "{\"decoder\":{\"type\":\"Strip\",\"content\":\"a\"}," EMPTY "}", "\"start\" is missing");
-	refuses(-EINVAL, "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
+	refuses(-EINVAL, "{\"pre_tokenizer\":{\"type\":\"Split\"}," EMPTY "}", "\"behavior\" is "
+			"missing");
+	refuses(-EINVAL, "{\"decoder\":{\"type\":\"Strip\",\"content\":\"a\"}," EMPTY "}", "\""
+			"start\" is missing");
+	refuses(-EINVAL, "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\""
+			"SpecialToken\":"
 		"{\"id\":\"x\"}}],\"special_tokens\":{}}," EMPTY "}", "\"x\" is not among");
-	refuses(-EINVAL, "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[]}," EMPTY "}",
+	refuses(-EINVAL,
+		"{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[]}," EMPTY "}",
 		"no sequence");
-	refuses(-ENOTSUP, "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":"
+	refuses(-ENOTSUP, "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\""
+			"Sequence\":"
 		"{\"id\":\"B\"}}]}," EMPTY "}", "template with the sequence B");
 	refuses(-EINVAL, "{" ADDED("{}") EMPTY "}", "\"content\" is missing");
 	refuses(-EINVAL, "{" ADDED("7") EMPTY "}", "object");
@@ -552,14 +649,22 @@ static void damaged(void **state)
 /* A file cut short anywhere is refused; with a byte changed anywhere it opens or not, and works. */
 static void every_byte(void **state)
 {
-	static const char json[] = "{" ADDED(TOKEN("<s>", RAW "\"lstrip\":true,") "," TOKEN("x", ""))
-		"\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"[a-c]{1,2}+\\\\s|\\\\p{L}\"},"
-		"\"content\":\"\\u2581\"},\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":"
-		"\"Digits\",\"individual_digits\":true},{\"type\":\"ByteLevel\",\"use_regex\":true}]},"
-		"\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},"
-		"{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"ids\":[1]}}},\"decoder\":{\"type\":"
-		"\"ByteLevel\"}," MODEL("\"byte_fallback\":true,", "\"a\":0,\"b\":1,\"ab\":2,\"\u0120\":3",
-					"\"a b\"") "}";
+	static const char json[] = "{" ADDED(TOKEN("<s>", RAW "\"lstrip\":true,") "," TOKEN(
+		"x",
+		"")) "\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"[a-c]{1,2}+\\\\s|"
+		     "\\\\p{L}\"},"
+		     "\"content\":\"\\u2581\"},\"pre_tokenizer\":{\"type\":\"Sequence\",\""
+		     "pretokenizers\":[{\"type\":"
+		     "\"Digits\",\"individual_digits\":true},{\"type\":\"ByteLevel\",\"use_regex\":"
+		     "true}]},"
+		     "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
+		     "{\"id\":\"<s>\"}},"
+		     "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"ids\":[1]}}},\""
+		     "decoder\":{\"type\":"
+		     "\"ByteLevel\"}," MODEL("\"byte_fallback\":true,",
+					     "\"a\":0,\"b\":1,\"ab\":2,\""
+					     "\u0120\":3",
+					     "\"a b\"") "}";
 	static const char changes[] = { ' ', '"', '0', '9', '\\', '{', '\xff' };
 	static const char text[] = "ab <s> x1 abc\xff";
 	const size_t size = sizeof(json) - 1;
@@ -581,8 +686,11 @@ static void every_byte(void **state)
 		copy[i / sizeof(changes)] = changes[i % sizeof(changes)];
 		if (bdx_tokenizer_open(&t, copy, size, "t", &err))
 			continue;
-		if (bdx_tokenizer_encode(t, text, sizeof(text) - 1, true, &tokens, &count, &err) == 0) {
-			assert_int_equal(bdx_tokenizer_decode(t, tokens, count, false, &back, NULL, &err), 0);
+		if (bdx_tokenizer_encode(t, text, sizeof(text) - 1, true, &tokens, &count, &err) ==
+		    0) {
+			assert_int_equal(
+				bdx_tokenizer_decode(t, tokens, count, false, &back, NULL, &err),
+				0);
 			free(back);
 			free(tokens);
 		}
@@ -612,15 +720,19 @@ static void hostile(void **state)
 
 	(void)state;
 	t = open_json("{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":["
-#define DOUBLE "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aaaaaaaaaaaaaaaa\"}"
-		      DOUBLE "," DOUBLE "," DOUBLE "," DOUBLE "," DOUBLE "," DOUBLE "," DOUBLE "]},"
-		      MODEL("", "\"a\":0", "") "}");
-	assert_int_equal(bdx_tokenizer_encode(t, text, 65536, false, &tokens, &count, &err), -EINVAL);
+#define DOUBLE                                                                                     \
+	"{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aaaaaaaaaaaaaaaa\"}"
+		      DOUBLE "," DOUBLE "," DOUBLE "," DOUBLE "," DOUBLE "," DOUBLE "," DOUBLE
+		      "]}," MODEL("", "\"a\":0", "") "}");
+	assert_int_equal(bdx_tokenizer_encode(t, text, 65536, false, &tokens, &count, &err),
+			 -EINVAL);
 	assert_non_null(strstr(err.text, "times as long"));
 	bdx_tokenizer_close(t);
-	t = open_json("{\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\":{\"Regex\":"
+	t = open_json("{\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\""
+			":{\"Regex\":"
 		      "\"(?:a+)*b\"}}," MODEL("", "\"a\":0", "") "}");
-	assert_int_equal(bdx_tokenizer_encode(t, text, MEGABYTE, false, &tokens, &count, &err), -EINVAL);
+	assert_int_equal(bdx_tokenizer_encode(t, text, MEGABYTE, false, &tokens, &count, &err),
+			 -EINVAL);
 	assert_non_null(strstr(err.text, "cannot be applied"));
 	bdx_tokenizer_close(t);
 
@@ -642,21 +754,30 @@ static void hostile(void **state)
 static void linear_time(void **state)
 {
 	static const char *const texts[] = {
-		"a", " ", "\n ", "1", "'", "<s", "<s>", "\u0301\u0323", "e\u0323\u0301", " a", "ab", "\xff", "\u2581",
+		"a", " ", "\n ", "1", "'", "<s", "<s>", "\u0301\u0323", "e\u0323\u0301", " "
+		"a", "ab", "\xff", "\u2581",
 	};
 	static const char *const tokenizers[] = {
-		"{" ADDED(TOKEN("<s>", RAW "\"lstrip\":true,\"rstrip\":true,\"single_word\":true,") ","
-			  TOKEN(" ", "\"lstrip\":true,\"rstrip\":true,"))
-		"\"normalizer\":{\"type\":\"NFC\"},"
-		MODEL("\"byte_fallback\":true,", "\"a\":0,\"aa\":1,\"aaaa\":2,\" \":3,\"  \":4,\"b\":5,\"ab\":6",
-		      "\"a a\",\"aa aa\",[\" \",\" \"],\"a b\"") "}",
-		"{\"normalizer\":{\"type\":\"NFKD\"},\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
-		"{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" GPT4 "\"},\"behavior\":\"Isolated\"},"
-		"{\"type\":\"ByteLevel\",\"use_regex\":false}]},"
-		MODEL("", "\"a\":0,\"aa\":1,\"\u0120\":2,\"\u0120\u0120\":3", "\"a a\",\"\u0120 \u0120\"") "}",
-		"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\u2581\",\"split\":false},"
-		"\"decoder\":{\"type\":\"Metaspace\",\"replacement\":\"\u2581\"},"
-		MODEL("", "\"a\":0,\"\u2581\":1,\"\u2581\u2581\":2,\"\u2581a\":3", "\"\u2581 \u2581\",\"\u2581 a\"") "}",
+		"{" ADDED(TOKEN("<s>", RAW "\"lstrip\":true,\"rstrip\":true,\"single_word\":true,") "," TOKEN(
+			" ",
+			"\"lstrip\":true,\"rstrip\":true,")) "\"normalizer\":{\"type\":\"NFC\"}," MODEL("\"byte_fallback\":true,",
+													"\"a\":0,\"aa\":1,\"aaaa\":2,\" \":3,\"  \":4,\""
+													"b\":5,\"ab\":6",
+													"\"a a\",\"aa aa\",[\" \",\" \"],\"a b\"") "}",
+		"{\"normalizer\":{\"type\":\"NFKD\"},\"pre_tokenizer\":{\"type\":\"Sequence\",\""
+		"pretokenizers\":["
+		"{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" GPT4 "\"},\"behavior\":\"Isolated\""
+		"},"
+		"{\"type\":\"ByteLevel\",\"use_regex\":false}]}," MODEL(
+			"", "\"a\":0,\"aa\":1,\"\u0120\":2,\"\u0120\u0120\":3",
+			"\"a a\",\"\u0120 "
+			"\u0120\"") "}",
+		"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\u2581\",\"split\":"
+		"false},"
+		"\"decoder\":{\"type\":\"Metaspace\",\"replacement\":\"\u2581\"}," MODEL(
+			"", "\"a\":0,\"\u2581\":1,\"\u2581\u2581\":2,\"\u2581a\":3",
+			"\"\u2581 "
+			"\u2581\",\"\u2581 a\"") "}",
 	};
 	struct timespec start, end;
 
@@ -672,7 +793,9 @@ static void linear_time(void **state)
 			clock_gettime(CLOCK_MONOTONIC, &start);
 			if (bdx_tokenizer_encode(t, text, MEGABYTE, false, &tokens, &count, &err))
 				fail_msg("%s: %s", texts[i], err.text);
-			assert_int_equal(bdx_tokenizer_decode(t, tokens, count, false, &back, NULL, &err), 0);
+			assert_int_equal(
+				bdx_tokenizer_decode(t, tokens, count, false, &back, NULL, &err),
+				0);
 			clock_gettime(CLOCK_MONOTONIC, &end);
 			if (end.tv_sec - start.tv_sec > 30)
 				fail_msg("a megabyte of '%s' takes %ld s", texts[i],
@@ -747,7 +870,8 @@ static void threads(void **state)
 		pthread_join(ids[i], NULL);
 		assert_int_equal(tasks[i].rc, 0);
 		assert_int_equal(tasks[i].count, tasks[0].count);
-		assert_memory_equal(tasks[i].tokens, tasks[0].tokens, tasks[0].count * sizeof(int32_t));
+		assert_memory_equal(tasks[i].tokens, tasks[0].tokens,
+				    tasks[0].count * sizeof(int32_t));
 	}
 	for (size_t i = 0; i < 8; i++)
 		free(tasks[i].tokens);
