@@ -16,7 +16,8 @@ enum member {
 
 static const char *const member_names[MEMBERS] = {
 	[TYPE] = "type", [PATTERN] = "pattern", [CONTENT] = "content", [PREPEND] = "prepend",
-	[LEFT] = "strip_left", [RIGHT] = "strip_right", [BEHAVIOR] = "behavior", [INVERT] = "invert",
+	[LEFT] = "strip_left", [RIGHT] = "strip_right", [BEHAVIOR] = "behavior",
+	[INVERT] = "invert",
 	[ADD_PREFIX_SPACE] = "add_prefix_space", [USE_REGEX] = "use_regex",
 	[REPLACEMENT] = "replacement", [SCHEME] = "prepend_scheme", [SPLIT] = "split",
 	[INDIVIDUAL] = "individual_digits", [START] = "start", [STOP] = "stop",

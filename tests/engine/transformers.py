@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare the engine's logits with those of transformers, for random models of every architecture.
 
-    transformers.py LOGITS [--on BACKEND] [NAME...]
+    transformers.py LOGITS [--on BACKEND,...] [NAME...]
 
 LOGITS is the program of logits.c, which knows the backends. Every case makes a small random model with transformers, saves it,
 and runs both on the same tokens: the largest difference must be at most 1e-4 of the largest logit
@@ -35,7 +35,7 @@ try:
 except ImportError:
     Qwen3Config = None
 
-backend, limit = "f32", 1e-4
+backends = ["f32"]
 failed = False
 
 
@@ -45,7 +45,7 @@ def report(name, good, text):
     print(f"{'ok' if good else 'not ok'} {name}: {text}", flush=True)
 
 
-def ours(program, directory, tokens):
+def ours(program, backend, directory, tokens):
     batch, length = tokens.shape
     done = subprocess.run([program, backend, directory, str(batch), str(length)],
                           input=tokens.astype("<i4").tobytes(), capture_output=True)
@@ -58,13 +58,16 @@ def ours(program, directory, tokens):
 
 
 def compare(program, name, directory, tokens, theirs):
-    try:
-        full, last = ours(program, directory, tokens)
-        size = np.abs(theirs).max()
-        difference = max(np.abs(full - theirs).max(), np.abs(last - theirs[:, -1]).max()) / size
-        report(name, difference <= limit, f"largest difference {difference:.1e} of {size:.3g}")
-    except (RuntimeError, ValueError) as e:
-        report(name, False, str(e))
+    for backend in backends:
+        limit = 2e-2 if backend.endswith("16") else 1e-4
+        label = name if backend == "f32" else f"{name}, {backend}"
+        try:
+            full, last = ours(program, backend, directory, tokens)
+            size = np.abs(theirs).max()
+            difference = max(np.abs(full - theirs).max(), np.abs(last - theirs[:, -1]).max()) / size
+            report(label, difference <= limit, f"largest difference {difference:.1e} of {size:.3g}")
+        except (RuntimeError, ValueError) as e:
+            report(label, False, str(e))
 
 
 def randomise(model, seed):
@@ -79,8 +82,8 @@ def randomise(model, seed):
                 p.copy_(0.5 * noise)
             else:
                 p.copy_(noise * 1.5 / p.shape[1] ** 0.5)
-            if backend.endswith("16"):
-                p.copy_(p.to(torch.bfloat16 if backend.endswith("bf16") else torch.float16))
+            if backends != ["f32"]:
+                p.copy_(p.to(torch.bfloat16))  # the same weights for all of them
 
 
 def run(model, tokens):
@@ -243,13 +246,12 @@ def given(program, directory):
 
 
 def main():
-    global backend, limit
+    global backends
     program, names = os.path.abspath(sys.argv[1]), sys.argv[2:]
     if names[:1] == ["--on"]:
-        backend, names = names[1], names[2:]
-        limit = 2e-2 if backend.endswith("16") else 1e-4
+        backends, names = names[1].split(","), names[2:]
     torch.set_num_threads(1)
-    print(f"# transformers {transformers.__version__}, torch {torch.__version__}, {backend}")
+    print(f"# transformers {transformers.__version__}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         for name in names or CASES:
             if name in CASES:
