@@ -92,6 +92,7 @@ $(B)/$(SONAME): $(B)/delta/bitdelta.o $(B)/libbitdelta.a $(LIB_MAP)
 NVCC_ARCH  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
 	-gencode arch=compute_90,code=compute_90
 NVCCFLAGS  ?= -O3
+CUDA_LIBS   = $(wildcard $(abspath $(dir $(NVCC))../lib64))
 CUDA_FLAGS  = $(NVCCFLAGS) $(NVCC_ARCH) -std=c++17 --fmad=false -Idelta -Igpu -cudart static \
 	-Xcompiler -fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra \
 	$(if $(WERROR),-Werror all-warnings -Xcompiler -Werror)
@@ -101,7 +102,7 @@ $(B)/gpu/%.cu.o: gpu/%.cu
 $(B)/bitdelta-cuda.so: $(patsubst %.cu,$(B)/%.cu.o,$(CUDA_SRC)) $(B)/delta/error.o $(B)/delta/dtype.o \
 		gpu/cuda.map
 	$(NVCC) $(NVCC_ARCH) -shared -cudart static -Xlinker -z,defs,--version-script=gpu/cuda.map \
-		-o $@ $(filter %.o,$^) -lcublasLt
+		$(CUDA_LIBS:%=-Xlinker -rpath,%) -o $@ $(filter %.o,$^) -lcublasLt
 
 # bitdelta.c and mount.c hold the two main functions; the other files of mount-tools/ serve both.
 $(B)/bitdelta: $(call obj,$(filter-out mount-tools/mount.c,$(TOOL_SRC))) $(B)/libbdfs.a \
@@ -130,10 +131,10 @@ $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
 
-# Programs that need a GPU: tests/gpu.sh runs them.
+# Programs that need a GPU: tests/gpu.sh runs them, also where only what they need is installed.
 $(B)/device/%: $(B)/tests/gpu/%.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -Wl,--as-needed -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
 
 $(B)/gpu/%.o: DELTA_CFLAGS += $(GPU_CFLAGS)
 $(B)/mount-tools/doctor.o: DELTA_CFLAGS += $(FUSE_CFLAGS)

@@ -26,9 +26,8 @@ struct bdx_cuda {
 	struct bdx_ops ops; /* first: a pointer to the table is one to this */
 	int index;
 	char name[256];
-	unsigned processors;
 	cudaStream_t stream; /* of all operations */
-	bool failed;         /* `error` is set; read without the lock by the one thread of the table */
+	bool failed; /* `error` is set; read without the lock by the one thread of the table */
 	struct bdx_gemm *gemm;
 	void *scratch;       /* for one operation at a time */
 	size_t scratch_size;
@@ -58,7 +57,8 @@ void bdx_cuda_fail(struct bdx_cuda *c, int code, const char *format, ...)
 bool bdx_cuda_check(struct bdx_cuda *c, cudaError_t status, const char *what);
 /* After a kernel launch. */
 void bdx_cuda_launched(struct bdx_cuda *c, const char *what);
-/* At least `bytes` of memory for the operation that asks, until the next one that does; NULL: failed. */
+/* At least `bytes` of memory for the operation that asks, until the next one that does; NULL:
+ * failed. */
 void *bdx_cuda_scratch(struct bdx_cuda *c, size_t bytes);
 /* Uninitialised device memory within the limit. 0, or -ENOMEM or -EIO. */
 int bdx_cuda_take(struct bdx_cuda *c, void **memory, size_t bytes, struct bd_error *err);
@@ -101,8 +101,27 @@ template <class T, int N> static __device__ inline bdx_pack<T, N> bdx_load(const
 	return *reinterpret_cast<const bdx_pack<T, N> *>(p);
 }
 
-/* The intrinsics stay whole: where elements are chosen by conditions, as NaNs are, the compiler else
- * stores them one by one, at half the speed. */
+/* The same of what is not needed again soon. */
+template <class T, int N> static __device__ inline bdx_pack<T, N> bdx_load_once(const T *p)
+{
+	constexpr size_t SIZE = sizeof(bdx_pack<T, N>);
+	bdx_pack<T, N> x;
+
+	if constexpr (SIZE % 16 == 0) {
+		uint4 parts[SIZE / 16];
+
+#pragma unroll
+		for (unsigned i = 0; i < SIZE / 16; i++)
+			parts[i] = __ldcs(reinterpret_cast<const uint4 *>(p) + i);
+		memcpy(&x, parts, SIZE);
+	} else {
+		x = bdx_load<T, N>(p);
+	}
+	return x;
+}
+
+/* To memory of the device only. The intrinsics stay whole: where elements are chosen by
+ * conditions, as NaNs are, the compiler else stores them one by one, at half the speed. */
 template <class T, int N> static __device__ inline void bdx_store(T *p, const bdx_pack<T, N> &x)
 {
 	constexpr size_t SIZE = sizeof(x);

@@ -4,8 +4,8 @@
 
 #include "ops.h"
 
-/* What bdx_ops_cuda_open does once the library is there. `table_size` is the program's size of struct
- * bdx_ops: the library may be of another build, with another table. */
+/* What bdx_ops_cuda_open does once the library is there. `table_size` is the program's size of
+ * struct bdx_ops: the library may be of another build, with another table. */
 int bdx_ops_cuda_new(struct bdx_ops **ops, size_t table_size, unsigned index,
 		     enum bd_dtype operand, struct bd_error *err)
 	__attribute__((visibility("default")));

@@ -1,5 +1,5 @@
-/* cuda_gemm.cu: matrix products through cuBLASLt. Each shape is planned once, by a fixed rule from what
- * cuBLASLt proposes: timing several would let two runs choose differently, and differ. */
+/* cuda_gemm.cu: matrix products through cuBLASLt. Each shape is planned once, by a fixed rule
+ * from what cuBLASLt proposes: timing several would let two runs choose differently, and differ. */
 #include "cuda.cuh"
 
 #include <cublasLt.h>
@@ -37,8 +37,8 @@ static bool check(struct bdx_cuda *c, cublasStatus_t status, const char *what)
 {
 	if (status == CUBLAS_STATUS_SUCCESS)
 		return true;
-	bdx_cuda_fail(c, status == CUBLAS_STATUS_ALLOC_FAILED ? -ENOMEM : -EIO, "%s failed: %s", what,
-		      cublasLtGetStatusString(status));
+	bdx_cuda_fail(c, status == CUBLAS_STATUS_ALLOC_FAILED ? -ENOMEM : -EIO, "%s failed: %s",
+		      what, cublasLtGetStatusString(status));
 	return false;
 }
 
@@ -107,17 +107,17 @@ tiled(const cublasLtMatmulHeuristicResult_t *proposals, int count, uint32_t tile
 
 	for (i = 0; i < count; i++)
 		if (proposals[i].state == CUBLAS_STATUS_SUCCESS &&
-		    cublasLtMatmulAlgoConfigGetAttribute(&proposals[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID,
-							 &has, sizeof(has), &written) ==
-			    CUBLAS_STATUS_SUCCESS &&
+		    cublasLtMatmulAlgoConfigGetAttribute(
+			    &proposals[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &has, sizeof(has),
+			    &written) == CUBLAS_STATUS_SUCCESS &&
 		    has == tile)
 			return &proposals[i];
 	return NULL;
 }
 
-/* cuBLASLt puts the best first, but for sums as short as those of weight gradients over a few hundred
- * tokens it proposes large tiles, which take long to store: smaller ones, of which two fit on a
- * multiprocessor, are up to a fifth faster there (H200, 512 tokens). */
+/* cuBLASLt puts the best first, but for sums as short as those of weight gradients over a few
+ * hundred tokens it proposes large tiles, which take long to store: smaller ones, of which two
+ * fit on a multiprocessor, are up to a fifth faster there (H200, 512 tokens). */
 static const cublasLtMatmulHeuristicResult_t *
 preferred(const struct shape *s, const cublasLtMatmulHeuristicResult_t *proposals, int count)
 {
@@ -156,8 +156,9 @@ static bool choose(struct bdx_cuda *c, struct plan *p)
 		      sizeof(s->align_c)) &&
 	       prefer(c, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &s->align_c,
 		      sizeof(s->align_c)) &&
-	       check(c, cublasLtMatmulAlgoGetHeuristic(c->gemm->handle, p->product, p->a, p->b, p->c,
-						       p->c, preference, PROPOSALS, found, &count),
+	       check(c,
+		     cublasLtMatmulAlgoGetHeuristic(c->gemm->handle, p->product, p->a, p->b, p->c,
+						    p->c, preference, PROPOSALS, found, &count),
 		     "planning a product") &&
 	       check(c, count ? found[0].state : CUBLAS_STATUS_NOT_SUPPORTED, "planning a product");
 	if (good)
@@ -228,9 +229,10 @@ static void op_gemm(struct bdx_ops *ops, bool transpose_a, bool transpose_b, uin
 	shape.align_c = alignment(to);
 	p = plan_for(c, &shape);
 	if (p)
-		check(c, cublasLtMatmul(c->gemm->handle, p->product, &factor, b, p->a, a, p->b, &keep, to,
-					p->c, to, p->c, &p->algorithm, c->gemm->workspace, WORKSPACE,
-					c->stream),
+		check(c,
+		      cublasLtMatmul(c->gemm->handle, p->product, &factor, b, p->a, a, p->b, &keep,
+				     to, p->c, to, p->c, &p->algorithm, c->gemm->workspace,
+				     WORKSPACE, c->stream),
 		      "a matrix product");
 }
 

@@ -49,13 +49,16 @@ int bdx_ops_cuda_open(struct bdx_ops **ops, unsigned index, enum bd_dtype operan
 	*ops = NULL;
 	find(path);
 	if (!path[0])
-		return bd_error_set(err, -ENODEV,
-				    "this program was built without CUDA: there is no " LIBRARY
-				    " beside it or in ../lib/bitdelta; build it where nvcc is on the PATH");
-	/* It stays open until the process ends: threads and exit handlers of CUDA outlive a table. */
+		return bd_error_set(
+			err, -ENODEV,
+			"this program was built without CUDA: there is no " LIBRARY
+			" beside it or in ../lib/bitdelta; build it where nvcc is on the PATH");
+	/* It stays open until the process ends: threads and exit handlers of CUDA outlive a
+	 * table. */
 	library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (!library)
-		return bd_error_set(err, -ENODEV, "the CUDA backend cannot be opened: %s", dlerror());
+		return bd_error_set(err, -ENODEV, "the CUDA backend cannot be opened: %s",
+				    dlerror());
 	symbol = dlsym(library, "bdx_ops_cuda_new");
 	if (!symbol)
 		return bd_error_set(err, -ENODEV, "%s is no CUDA backend of bitdelta", path);

@@ -1,6 +1,6 @@
-/* k_attention.cu: attention and its backward pass as products of 64 x 64 tiles around a softmax of whole
- * rows. With operands of 16 bits the tiles are multiplied in TF32 on tensor cores, which keeps more
- * digits than the operands have; with F32 operands in F32. */
+/* k_attention.cu: attention and its backward pass as products of 64 x 64 tiles around a softmax
+ * of whole rows. With operands of 16 bits the tiles are multiplied in TF32 on tensor cores,
+ * which keeps more digits than the operands have; with F32 operands in F32. */
 #include "cuda.cuh"
 
 #define TILE 64      /* rows and columns of a block's result */
@@ -17,39 +17,41 @@ static_assert(DEPTH * PITCH_WIDE <= TILE_FLOATS, "both forms of a tile fit");
 /* A matrix in memory: rows of `stride`; `quads`: rows and pointer lie at 16 bytes. */
 struct matrix {
 	const float *at;
-	uint64_t stride;
+	uint32_t stride;
 	bool quads;
 };
 
+/* 32 bits where numbers of tokens and widths allow: registers are scarce. */
 struct span {
-	uint64_t begin, end;
+	uint32_t begin, end;
 };
 
 /* What the kernels need of struct bdx_attention. */
 struct shape {
-	uint64_t queries, keys, capacity, query_stride, key_stride;
-	uint64_t heads, group, head_dim, window;
+	uint32_t queries, keys, capacity, query_stride, key_stride;
+	uint32_t heads, group, head_dim, window;
 	float scale;
 	const float *slopes;
-	/* struct matrix's: of q; of k and v; of [token, heads * head_dim]; of scores and probabilities */
+	/* struct matrix's: of q; of k and v; of [token, heads * head_dim]; of scores and
+	 * probabilities */
 	bool query_quads, key_quads, width_quads, score_quads;
 };
 
-/* A part of all queries: those of `rows` beginning at `first` of each sequence; the matrices of scores
- * hold these rows only. */
+/* A part of all queries: those of `rows` beginning at `first` of each sequence; the matrices of
+ * scores hold these rows only. */
 struct part {
-	uint64_t first, rows;
+	uint32_t first, rows;
 };
 
-static __device__ inline uint64_t smaller(uint64_t a, uint64_t b)
+static __device__ inline uint32_t smaller(uint32_t a, uint32_t b)
 {
 	return a < b ? a : b;
 }
 
 /* The keys that query i sees. */
-static __device__ inline struct span visible(const struct shape &s, uint64_t i)
+static __device__ inline struct span visible(const struct shape &s, uint32_t i)
 {
-	uint64_t end = s.keys - s.queries + i + 1;
+	uint32_t end = s.keys - s.queries + i + 1;
 
 	return { s.window && end > s.window ? end - s.window : 0, end };
 }
@@ -72,25 +74,27 @@ template <int MAJOR, int MINOR> struct cargo {
 	static constexpr int LOADS = MAJOR * MINOR / 4 / THREADS;
 	bdx_pack<float, 4> x[LOADS];
 
-	__device__ inline void fetch(const struct matrix &from, struct span major, struct span minor)
+	__device__ inline void
+	fetch(const struct matrix &from, struct span major, struct span minor)
 	{
+		constexpr unsigned WIDE = MINOR / 4;
+		uint32_t row = major.begin + threadIdx.x / WIDE;
+		uint32_t column = minor.begin + threadIdx.x % WIDE * 4;
+		const float *p = from.at + (uint64_t)row * from.stride + column;
+
 #pragma unroll
 		for (int i = 0; i < LOADS; i++) {
-			unsigned index = threadIdx.x + i * THREADS;
-			uint64_t row = major.begin + index / (MINOR / 4);
-			uint64_t column = minor.begin + index % (MINOR / 4) * 4;
-			const float *p = from.at + row * from.stride + column;
-
 			x[i] = {};
-			if (row >= major.end || column >= minor.end)
-				continue;
-			if (from.quads && column + 4 <= minor.end) {
-				x[i] = bdx_load<float, 4>(p);
-				continue;
+			if (row < major.end && column < minor.end) {
+				if (from.quads && column + 4 <= minor.end)
+					x[i] = bdx_load<float, 4>(p);
+				else
+					for (int j = 0; j < 4; j++)
+						if (column + j < minor.end)
+							x[i].v[j] = p[j];
 			}
-			for (int j = 0; j < 4; j++)
-				if (column + j < minor.end)
-					x[i].v[j] = p[j];
+			row += THREADS / WIDE;
+			p += (uint64_t)(THREADS / WIDE) * from.stride;
 		}
 	}
 
@@ -104,7 +108,8 @@ template <int MAJOR, int MINOR> struct cargo {
 #pragma unroll
 			for (int j = 0; j < 4; j++)
 				y.v[j] = prepared<TENSOR>(x[i].v[j]);
-			bdx_store<float, 4>(tile + index / (MINOR / 4) * PITCH + index % (MINOR / 4) * 4, y);
+			*reinterpret_cast<bdx_pack<float, 4> *>(tile + index / (MINOR / 4) * PITCH +
+								index % (MINOR / 4) * 4) = y;
 		}
 	}
 };
@@ -199,7 +204,8 @@ static __device__ inline void multiply_tensor(struct results *r, const float *a,
 		for (int i = 0; i < 2; i++)
 #pragma unroll
 			for (int q = 0; q < 4; q++)
-				x[i][q] = A::at(a, row + i * 16 + q % 2 * 8 + group, k + q / 2 * 4 + quad);
+				x[i][q] = A::at(a, row + i * 16 + q % 2 * 8 + group,
+						k + q / 2 * 4 + quad);
 #pragma unroll
 		for (int j = 0; j < 4; j++)
 #pragma unroll
@@ -221,11 +227,12 @@ static __device__ inline void multiply_tensor(struct results *r, const float *a,
 	}
 }
 
-/* results += A B^T over `inner`, A being [rows, inner] and B [columns, inner], each stored that way or
- * transposed. */
+/* results += A B^T over `inner`, A being [rows, inner] and B [columns, inner], each stored that
+ * way or transposed. */
 template <bool TENSOR, bool DEEP_A, bool DEEP_B>
-static __device__ inline void product(struct results *r, const struct matrix &a, struct span rows,
-				      const struct matrix &b, struct span columns, struct span inner)
+static __device__ inline void
+product(struct results *r, const struct matrix &a, struct span rows, const struct matrix &b,
+	struct span columns, struct span inner)
 {
 	__shared__ __align__(16) float tile_a[TILE_FLOATS], tile_b[TILE_FLOATS];
 	side<DEEP_A> x;
@@ -280,16 +287,17 @@ static __device__ inline struct span visible_to(const struct shape &s, struct sp
 
 /* ---- Kernels; blockIdx.x is a head of a sequence, y and z are tiles ---- */
 
-/* to[head, row, key] = left[row] . right[key] for the tiles of which anything is visible. With `scores`
- * left is q, right is k, scale and slope are applied; else left is the gradient of the output, right v. */
+/* to[head, row, key] = left[row] . right[key] for the tiles of which anything is visible. With
+ * `scores` left is q, right is k, scale and slope are applied; else left is the gradient of the
+ * output, right v. */
 template <bool TENSOR>
 static __global__ void __launch_bounds__(THREADS, 4)
 k_scores(float *to, const float *left, const float *right, struct shape s, struct part part,
 	 uint64_t first_head, bool scores)
 {
 	uint64_t unit = first_head + blockIdx.x, batch = unit / s.heads, head = unit % s.heads;
-	struct span rows = { part.first + (uint64_t)blockIdx.z * TILE, 0 };
-	struct span columns = { (uint64_t)blockIdx.y * TILE, s.keys }, seen;
+	struct span rows = { part.first + blockIdx.z * TILE, 0 };
+	struct span columns = { blockIdx.y * TILE, s.keys }, seen;
 	struct matrix a = { left + query_at(s, batch, head), s.query_stride, s.query_quads };
 	struct matrix b = { right + key_at(s, batch, head), s.key_stride, s.key_quads };
 	float slope = scores && s.slopes ? s.slopes[head] : 0, scale = scores ? s.scale : 1;
@@ -302,14 +310,15 @@ k_scores(float *to, const float *left, const float *right, struct shape s, struc
 	if (!scores)
 		a = { left + wide_at(s, batch, head), s.heads * s.head_dim, s.width_quads };
 	product<TENSOR, true, true>(&r, a, rows, b, columns, { 0, s.head_dim });
-	to += blockIdx.x * part.rows * s.keys;
+	to += (uint64_t)blockIdx.x * part.rows * s.keys;
 	r.each([&](unsigned i, unsigned j, float x) {
-		uint64_t row = rows.begin + i, column = columns.begin + j;
+		uint32_t row = rows.begin + i, column = columns.begin + j;
 
 		if (row < rows.end && column < columns.end) {
-			float distance = (float)(int64_t)(column - (s.keys - s.queries + row));
+			float distance = (float)(int)(column - (s.keys - s.queries + row));
 
-			to[(row - part.first) * s.keys + column] = x * scale + slope * distance;
+			to[(uint64_t)(row - part.first) * s.keys + column] =
+				x * scale + slope * distance;
 		}
 	});
 }
@@ -318,14 +327,14 @@ k_scores(float *to, const float *left, const float *right, struct shape s, struc
 static __global__ void __launch_bounds__(THREADS, 4)
 k_softmax(float *scores, uint64_t count, struct shape s, struct part part)
 {
-	uint64_t row = (uint64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32, j;
-	unsigned lane = threadIdx.x % 32;
+	uint64_t row = (uint64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+	uint32_t lane = threadIdx.x % 32, j;
 	struct span seen;
 	float top = -INFINITY, sum = 0;
 
 	if (row >= count)
 		return;
-	seen = visible(s, part.first + row % part.rows);
+	seen = visible(s, part.first + (uint32_t)(row % part.rows));
 	scores += row * s.keys;
 	for (j = seen.begin + lane; j < seen.end; j += 32)
 		top = fmaxf(top, scores[j]);
@@ -349,14 +358,14 @@ k_softmax(float *scores, uint64_t count, struct shape s, struct part part)
 static __global__ void __launch_bounds__(THREADS, 4)
 k_softmax_backward(float *gradient, const float *probabilities, uint64_t count, struct shape s)
 {
-	uint64_t row = (uint64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32, j;
-	unsigned lane = threadIdx.x % 32;
+	uint64_t row = (uint64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+	uint32_t lane = threadIdx.x % 32, j;
 	struct span seen;
 	float sum = 0;
 
 	if (row >= count)
 		return;
-	seen = visible(s, row % s.queries);
+	seen = visible(s, (uint32_t)(row % s.queries));
 	gradient += row * s.keys;
 	probabilities += row * s.keys;
 	for (j = seen.begin + lane; j < seen.end; j += 32)
@@ -368,68 +377,72 @@ k_softmax_backward(float *gradient, const float *probabilities, uint64_t count, 
 				      (gradient[j] - sum) * probabilities[j] * s.scale;
 }
 
-/* to[row, :] = sum over keys of weights[head, row, key] * values[key, :]: the output from probabilities
- * and v; the gradient of q from that of q.k, and k. */
+/* to[row, :] = sum over keys of weights[head, row, key] * values[key, :]: the output from
+ * probabilities and v; the gradient of q from that of q.k, and k. */
 template <bool TENSOR, class O>
 static __global__ void __launch_bounds__(THREADS, 4)
 k_mix(O *to, const float *weights, const float *values, struct shape s, struct part part,
       uint64_t first_head, bool wide)
 {
 	uint64_t unit = first_head + blockIdx.x, batch = unit / s.heads, head = unit % s.heads;
-	struct span rows = { (uint64_t)blockIdx.z * TILE, 0 };
-	struct span columns = { (uint64_t)blockIdx.y * TILE, s.head_dim }, seen;
-	struct matrix a = { weights + blockIdx.x * part.rows * s.keys, s.keys, s.score_quads };
+	struct span rows = { blockIdx.z * TILE, 0 };
+	struct span columns = { blockIdx.y * TILE, s.head_dim }, seen;
+	struct matrix a = { weights + (uint64_t)blockIdx.x * part.rows * s.keys, s.keys,
+			    s.score_quads };
 	struct matrix b = { values + key_at(s, batch, head), s.key_stride, s.key_quads };
-	uint64_t stride = wide ? s.heads * s.head_dim : s.query_stride;
+	uint32_t stride = wide ? s.heads * s.head_dim : s.query_stride;
 	struct results r = {};
 
 	rows.end = smaller(rows.begin + TILE, part.rows);
 	seen = visible_to(s, { part.first + rows.begin, part.first + rows.end });
 	/* From where quads begin: the weights before what is seen are zeros. */
 	product<TENSOR, true, false>(&r, a, rows, b, columns, { seen.begin / 4 * 4, seen.end });
-	to += (wide ? wide_at(s, batch, head) : query_at(s, batch, head)) + part.first * stride;
+	to += (wide ? wide_at(s, batch, head) : query_at(s, batch, head)) +
+	      (uint64_t)part.first * stride;
 	r.each([&](unsigned i, unsigned j, float x) {
-		uint64_t row = rows.begin + i, column = columns.begin + j;
+		uint32_t row = rows.begin + i, column = columns.begin + j;
 
 		if (row < rows.end && column < columns.end)
-			bdx_round(&to[row * stride + column], x);
+			bdx_round(&to[(uint64_t)row * stride + column], x);
 	});
 }
 
 /* to[key, :] = sum over the query heads of a group and their rows of weights[head, row, key] *
- * values[row, :]: the gradient of v from probabilities and the output's; that of k from that of q.k, and
- * q. blockIdx.x is a kv head of a sequence. */
+ * values[row, :]: the gradient of v from probabilities and the output's; that of k from that of
+ * q.k, and q. blockIdx.x is a kv head of a sequence. */
 template <bool TENSOR>
 static __global__ void __launch_bounds__(THREADS, 4)
 k_gather(float *to, const float *weights, const float *values, struct shape s, uint64_t first_unit,
 	 uint64_t first_weights, bool wide)
 {
 	uint64_t unit = first_unit + blockIdx.x, first = unit * s.group;
-	uint64_t batch = first / s.heads, head = first % s.heads, g;
-	struct span keys = { (uint64_t)blockIdx.z * TILE, s.keys };
-	struct span columns = { (uint64_t)blockIdx.y * TILE, s.head_dim };
+	uint64_t batch = first / s.heads, head = first % s.heads;
+	struct span keys = { blockIdx.z * TILE, s.keys };
+	struct span columns = { blockIdx.y * TILE, s.head_dim };
 	/* Queries that see any of these keys; earlier and later ones have zeros for them. */
 	struct span rows = { keys.begin, s.queries };
-	uint64_t last = smaller(keys.begin + TILE, s.keys) - 1;
+	uint32_t last = smaller(keys.begin + TILE, s.keys) - 1;
 	struct results r = {};
 
-	if (s.window && last + s.window < rows.end)
+	if (s.window && s.window < rows.end - last)
 		rows.end = last + s.window;
-	for (g = 0; g < s.group; g++) {
-		struct matrix a = { weights + (first + g - first_weights) * s.queries * s.keys, s.keys,
-				    s.score_quads };
-		struct matrix b = { values + query_at(s, batch, head + g), s.query_stride, s.query_quads };
+	for (uint32_t g = 0; g < s.group; g++) {
+		struct matrix a = { weights + (first + g - first_weights) * s.queries * s.keys,
+				    s.keys, s.score_quads };
+		struct matrix b = { values + query_at(s, batch, head + g), s.query_stride,
+				    s.query_quads };
 
 		if (wide)
-			b = { values + wide_at(s, batch, head + g), s.heads * s.head_dim, s.width_quads };
+			b = { values + wide_at(s, batch, head + g), s.heads * s.head_dim,
+			      s.width_quads };
 		product<TENSOR, false, false>(&r, a, keys, b, columns, rows);
 	}
 	to += key_at(s, batch, head);
 	r.each([&](unsigned i, unsigned j, float x) {
-		uint64_t row = keys.begin + i, column = columns.begin + j;
+		uint32_t row = keys.begin + i, column = columns.begin + j;
 
 		if (row < keys.end && column < columns.end)
-			to[row * s.key_stride + column] = x;
+			to[(uint64_t)row * s.key_stride + column] = x;
 	});
 }
 
@@ -439,15 +452,16 @@ static struct shape shape_of(const struct bdx_attention *a)
 {
 	struct shape s = {};
 
-	s.queries = a->query_length;
-	s.keys = a->key_length;
-	s.capacity = a->key_capacity;
-	s.query_stride = a->query_stride;
-	s.key_stride = a->key_stride;
-	s.heads = a->heads;
-	s.group = a->heads / a->kv_heads;
-	s.head_dim = a->head_dim;
-	s.window = a->window;
+	s.queries = (uint32_t)a->query_length;
+	s.keys = (uint32_t)a->key_length;
+	s.capacity = (uint32_t)a->key_capacity;
+	s.query_stride = (uint32_t)a->query_stride;
+	s.key_stride = (uint32_t)a->key_stride;
+	s.heads = (uint32_t)a->heads;
+	s.group = (uint32_t)(a->heads / a->kv_heads);
+	s.head_dim = (uint32_t)a->head_dim;
+	/* A window as long as all keys is none. */
+	s.window = a->window < a->key_length ? (uint32_t)a->window : 0;
 	s.scale = (float)a->scale;
 	s.slopes = (const float *)a->slopes;
 	s.query_quads = a->query_stride % 4 == 0 && a->head_dim % 4 == 0;
@@ -483,7 +497,7 @@ template <bool TENSOR, class O>
 static void forward_in_parts(struct bdx_cuda *c, const struct shape &s, uint64_t batch, O *out,
 			     const float *q, const float *k, const float *v)
 {
-	uint64_t row = s.heads * s.keys * sizeof(float), rows, sequences, first, i;
+	uint64_t row = s.heads * sizeof(float) * s.keys, rows, sequences, first, i;
 	float *scores;
 
 	rows = SCRATCH / row / TILE * TILE;
@@ -499,11 +513,13 @@ static void forward_in_parts(struct bdx_cuda *c, const struct shape &s, uint64_t
 		return;
 	for (first = 0; first < batch; first += sequences)
 		for (i = 0; i < s.queries; i += rows) {
-			struct part part = { i, i + rows < s.queries ? rows : s.queries - i };
+			struct part part = {
+				(uint32_t)i, (uint32_t)(i + rows < s.queries ? rows : s.queries - i)
+			};
 
 			forward<TENSOR>(c, s, first,
-					first + sequences < batch ? sequences : batch - first, part, out,
-					scores, q, k, v);
+					first + sequences < batch ? sequences : batch - first, part,
+					out, scores, q, k, v);
 		}
 }
 
@@ -533,11 +549,14 @@ static void op_attention(struct bdx_ops *ops, const struct bdx_attention *a, voi
 }
 
 template <bool TENSOR>
-static void backward(struct bdx_cuda *c, const struct shape &s, uint64_t kv_heads, float *q_gradient,
-		     float *k_gradient, float *v_gradient, const float *out_gradient,
-		     const float *probabilities, const float *q, const float *k, const float *v)
+static void
+backward(struct bdx_cuda *c, const struct shape &s, uint64_t kv_heads, float *q_gradient,
+	 float *k_gradient, float *v_gradient, const float *out_gradient,
+	 const float *probabilities, const float *q, const float *k, const float *v)
 {
-	uint64_t matrix = s.queries * s.keys, unit = s.group * matrix * sizeof(float), units, first;
+	uint64_t matrix = (uint64_t)s.queries * s.keys, unit = s.group * matrix * sizeof(float),
+		 units;
+	uint64_t first;
 	struct part all = { 0, s.queries };
 	float *gradient;
 
@@ -557,18 +576,19 @@ static void backward(struct bdx_cuda *c, const struct shape &s, uint64_t kv_head
 			gradient, out_gradient, v, s, all, head, false);
 		k_softmax_backward<<<bdx_blocks(rows, THREADS / 32), THREADS, 0, c->stream>>>(
 			gradient, probabilities + head * matrix, rows, s);
-		k_mix<TENSOR, float><<<tiles(heads, s.head_dim, s.queries), THREADS, 0, c->stream>>>(
-			q_gradient, gradient, k, s, all, head, false);
+		k_mix<TENSOR, float>
+			<<<tiles(heads, s.head_dim, s.queries), THREADS, 0, c->stream>>>(
+				q_gradient, gradient, k, s, all, head, false);
 		k_gather<TENSOR><<<tiles(count, s.head_dim, s.keys), THREADS, 0, c->stream>>>(
 			k_gradient, gradient, q, s, first, head, false);
 	}
 	bdx_cuda_launched(c, "the gradient of attention");
 }
 
-static void op_attention_backward(struct bdx_ops *ops, const struct bdx_attention *a, void *q_gradient,
-				  void *k_gradient, void *v_gradient, const void *out_gradient,
-				  const void *probabilities, const void *query, const void *key,
-				  const void *value)
+static void op_attention_backward(struct bdx_ops *ops, const struct bdx_attention *a,
+				  void *q_gradient, void *k_gradient, void *v_gradient,
+				  const void *out_gradient, const void *probabilities,
+				  const void *query, const void *key, const void *value)
 {
 	struct bdx_cuda *c = bdx_cuda_of(ops);
 	const float *q = (const float *)query, *k = (const float *)key, *v = (const float *)value;

@@ -1,5 +1,6 @@
-/* k_layers.cu: the small operations of a layer: embedding, norms, biases, rotary positions, activations.
- * All are bound by memory: four elements at a time wherever widths and addresses allow. */
+/* k_layers.cu: the small operations of a layer: embedding, norms, biases, rotary positions,
+ * activations. All are bound by memory: four elements at a time wherever widths and addresses
+ * allow. */
 #include "cuda.cuh"
 
 #define THREADS 256
@@ -113,8 +114,9 @@ k_norm(O *out, float *statistics, const float *in, const float *weight, const fl
 }
 
 template <class O, int V>
-static void norm(struct bdx_cuda *c, O *out, float *statistics, const float *in, const float *weight,
-		 const float *bias, struct rows rows, double epsilon, bool layer)
+static void
+norm(struct bdx_cuda *c, O *out, float *statistics, const float *in, const float *weight,
+     const float *bias, struct rows rows, double epsilon, bool layer)
 {
 	if (rows.width <= 1024)
 		k_norm<O, V, 32><<<bdx_blocks(rows.count, THREADS / 32), THREADS, 0, c->stream>>>(
@@ -135,7 +137,8 @@ static void op_norm(struct bdx_ops *ops, enum bdx_norm kind, void *out, enum bdx
 		return;
 	bdx_with(out_kind == BDX_REAL ? BD_F32 : ops->operand, [=](auto type) {
 		using O = typename decltype(type)::type;
-		const float *x = (const float *)in, *w = (const float *)weight, *b = (const float *)bias;
+		const float *x = (const float *)in, *w = (const float *)weight,
+			    *b = (const float *)bias;
 
 		if (by_four(width, stride, (const O *)out, x, w, b))
 			norm<O, 4>(c, (O *)out, (float *)statistics, x, w, b, rows, epsilon,
@@ -207,7 +210,8 @@ static __global__ void k_norm_weight(float *part, const float *out_gradient, con
 	for (r = first; r < first + each && r < rows.count; r++) {
 		uint64_t at = row_start(rows, r) + i;
 
-		sum = fmaf(out_gradient[at], (in[at] - statistics[2 * r]) * statistics[2 * r + 1], sum);
+		sum = fmaf(out_gradient[at], (in[at] - statistics[2 * r]) * statistics[2 * r + 1],
+			   sum);
 	}
 	part[blockIdx.y * rows.width + i] = sum;
 }
@@ -241,13 +245,15 @@ static void norm_weight(struct bdx_cuda *c, float *weight_gradient, const float 
 }
 
 template <int V>
-static void norm_backward(struct bdx_cuda *c, float *in_gradient, bool add, const float *out_gradient,
-			  const float *in, const float *weight, const float *statistics,
-			  struct rows rows, bool layer)
+static void norm_backward(struct bdx_cuda *c, float *in_gradient, bool add,
+			  const float *out_gradient, const float *in, const float *weight,
+			  const float *statistics, struct rows rows, bool layer)
 {
 	if (rows.width <= 1024)
-		k_norm_backward<V, 32><<<bdx_blocks(rows.count, THREADS / 32), THREADS, 0, c->stream>>>(
-			in_gradient, add, out_gradient, in, weight, statistics, rows, layer);
+		k_norm_backward<V, 32>
+			<<<bdx_blocks(rows.count, THREADS / 32), THREADS, 0, c->stream>>>(
+				in_gradient, add, out_gradient, in, weight, statistics, rows,
+				layer);
 	else
 		k_norm_backward<V, THREADS><<<(unsigned)rows.count, THREADS, 0, c->stream>>>(
 			in_gradient, add, out_gradient, in, weight, statistics, rows, layer);
@@ -326,7 +332,8 @@ static __global__ void k_rope(float *x, const float *table, struct rope a)
 	unsigned parts = (unsigned)(a.half / V), i = blockIdx.y * THREADS + threadIdx.x;
 	uint64_t position = a.start + blockIdx.x % a.length;
 	unsigned first = i % parts * V;
-	float *low = x + blockIdx.x * a.stride + i / parts * a.head_dim + first, *high = low + a.half;
+	float *low = x + blockIdx.x * a.stride + i / parts * a.head_dim + first,
+	      *high = low + a.half;
 	bdx_pack<float, V> p, q;
 
 	if (i >= a.heads * parts)
@@ -335,7 +342,8 @@ static __global__ void k_rope(float *x, const float *table, struct rope a)
 	q = bdx_load<float, V>(high);
 #pragma unroll
 	for (int j = 0; j < V; j++) {
-		bdx_pack<float, 2> angle = bdx_load<float, 2>(table + (position * a.half + first + j) * 2);
+		bdx_pack<float, 2> angle =
+			bdx_load<float, 2>(table + (position * a.half + first + j) * 2);
 		float cosine = angle.v[0], sine = angle.v[1] * a.direction, u = p.v[j], v = q.v[j];
 
 		p.v[j] = u * cosine - v * sine;
@@ -345,9 +353,9 @@ static __global__ void k_rope(float *x, const float *table, struct rope a)
 	bdx_store<float, V>(high, q);
 }
 
-static void op_rope(struct bdx_ops *ops, void *x, const void *table, uint64_t tokens, uint64_t length,
-		    uint64_t start, uint64_t heads, uint64_t head_dim, uint64_t rotated,
-		    uint64_t stride, bool backward)
+static void op_rope(struct bdx_ops *ops, void *x, const void *table, uint64_t tokens,
+		    uint64_t length, uint64_t start, uint64_t heads, uint64_t head_dim,
+		    uint64_t rotated, uint64_t stride, bool backward)
 {
 	struct bdx_cuda *c = bdx_cuda_of(ops);
 	struct rope a = { tokens, length,      start,  heads,
@@ -358,8 +366,8 @@ static void op_rope(struct bdx_ops *ops, void *x, const void *table, uint64_t to
 	if (!bdx_cuda_begin(c) || !tokens || !heads || !a.half)
 		return;
 	if (by_four(a.half, stride, (const float *)to) && head_dim % 4 == 0)
-		k_rope<4><<<dim3((unsigned)tokens, bdx_blocks(heads * a.half / 4, THREADS)), THREADS, 0,
-			    c->stream>>>(to, angles, a);
+		k_rope<4><<<dim3((unsigned)tokens, bdx_blocks(heads * a.half / 4, THREADS)),
+			    THREADS, 0, c->stream>>>(to, angles, a);
 	else
 		k_rope<1><<<dim3((unsigned)tokens, bdx_blocks(heads * a.half, THREADS)), THREADS, 0,
 			    c->stream>>>(to, angles, a);
@@ -397,7 +405,8 @@ template <enum bdx_activation F, class T, int V>
 static __global__ void k_activate(T *out, const float *gate, const float *up, uint64_t width,
 				  uint64_t stride)
 {
-	uint64_t i = ((uint64_t)blockIdx.y * THREADS + threadIdx.x) * V, at = blockIdx.x * stride + i;
+	uint64_t i = ((uint64_t)blockIdx.y * THREADS + threadIdx.x) * V,
+		 at = blockIdx.x * stride + i;
 	bdx_pack<float, V> g, u;
 	bdx_pack<T, V> y;
 
@@ -416,11 +425,12 @@ static __global__ void k_activate(T *out, const float *gate, const float *up, ui
 }
 
 template <enum bdx_activation F, class T, int V>
-static __global__ void k_activate_backward(T *gate_gradient, T *up_gradient, const float *out_gradient,
-					   const float *gate, const float *up, uint64_t width,
-					   uint64_t stride)
+static __global__ void
+k_activate_backward(T *gate_gradient, T *up_gradient, const float *out_gradient, const float *gate,
+		    const float *up, uint64_t width, uint64_t stride)
 {
-	uint64_t i = ((uint64_t)blockIdx.y * THREADS + threadIdx.x) * V, at = blockIdx.x * stride + i;
+	uint64_t i = ((uint64_t)blockIdx.y * THREADS + threadIdx.x) * V,
+		 at = blockIdx.x * stride + i;
 	bdx_pack<float, V> g, u, d;
 	bdx_pack<T, V> dg, du;
 
@@ -472,12 +482,12 @@ static void op_activate(struct bdx_ops *ops, enum bdx_activation f, void *out, c
 
 			if (by_four(width, stride, (const T *)to, g, u))
 				k_activate<F, T, 4>
-					<<<dim3((unsigned)rows, bdx_blocks(width, 4 * THREADS)), THREADS, 0,
-					   c->stream>>>(to, g, u, width, stride);
+					<<<dim3((unsigned)rows, bdx_blocks(width, 4 * THREADS)),
+					   THREADS, 0, c->stream>>>(to, g, u, width, stride);
 			else
 				k_activate<F, T, 1>
-					<<<dim3((unsigned)rows, bdx_blocks(width, THREADS)), THREADS, 0,
-					   c->stream>>>(to, g, u, width, stride);
+					<<<dim3((unsigned)rows, bdx_blocks(width, THREADS)),
+					   THREADS, 0, c->stream>>>(to, g, u, width, stride);
 		});
 	});
 	bdx_cuda_launched(c, "an activation");
@@ -488,7 +498,8 @@ static void op_activate_backward(struct bdx_ops *ops, enum bdx_activation f, voi
 				 const void *up, uint64_t rows, uint64_t width, uint64_t stride)
 {
 	struct bdx_cuda *c = bdx_cuda_of(ops);
-	const float *d = (const float *)out_gradient, *g = (const float *)gate, *u = (const float *)up;
+	const float *d = (const float *)out_gradient, *g = (const float *)gate,
+		    *u = (const float *)up;
 
 	if (!bdx_cuda_begin(c) || !rows || !width)
 		return;
@@ -500,12 +511,12 @@ static void op_activate_backward(struct bdx_ops *ops, enum bdx_activation f, voi
 
 			if (by_four(width, stride, (const T *)dg, (const T *)du, d, g, u))
 				k_activate_backward<F, T, 4>
-					<<<dim3((unsigned)rows, bdx_blocks(width, 4 * THREADS)), THREADS, 0,
-					   c->stream>>>(dg, du, d, g, u, width, stride);
+					<<<dim3((unsigned)rows, bdx_blocks(width, 4 * THREADS)),
+					   THREADS, 0, c->stream>>>(dg, du, d, g, u, width, stride);
 			else
 				k_activate_backward<F, T, 1>
-					<<<dim3((unsigned)rows, bdx_blocks(width, THREADS)), THREADS, 0,
-					   c->stream>>>(dg, du, d, g, u, width, stride);
+					<<<dim3((unsigned)rows, bdx_blocks(width, THREADS)),
+					   THREADS, 0, c->stream>>>(dg, du, d, g, u, width, stride);
 		});
 	});
 	bdx_cuda_launched(c, "an activation's gradient");

@@ -1,4 +1,5 @@
-/* k_loss.cu: comparing logits, sampling from them, and the optimiser. A block takes a row of logits. */
+/* k_loss.cu: comparing logits, sampling from them, and the optimiser. A block takes a row of
+ * logits. */
 #include "cuda.cuh"
 
 #define THREADS 512
@@ -51,8 +52,9 @@ static __device__ inline double block_sum(double x)
 
 /* ---- Comparing ---- */
 
-/* What a thread knows of the logits that it has seen: the sum of exp(x - top), relative to its own top.
- * In double: the divergence of two models that are almost equal is a difference of such sums. */
+/* What a thread knows of the logits that it has seen: the sum of exp(x - top), relative to its
+ * own top. In double: the divergence of two models that are almost equal is a difference of such
+ * sums. */
 struct soft {
 	struct peak top;
 	double sum;
@@ -85,7 +87,8 @@ struct compare {
 	const float *student, *teacher;
 	uint64_t student_stride, teacher_stride, vocabulary;
 	const int32_t *targets;
-	float mse_factor, kl_factor; /* of the gradient: of (student - teacher), of (p_student - p_teacher) */
+	float mse_factor,
+		kl_factor; /* of the gradient: of (student - teacher), of (p_student - p_teacher) */
 };
 
 template <class T, int V>
@@ -103,7 +106,8 @@ k_compare(struct compare a, T *gradient)
 	bool one_pass = gradient && !a.kl_factor;
 
 	for (i = (uint64_t)threadIdx.x * V; i < a.vocabulary; i += THREADS * V) {
-		bdx_pack<float, V> x = bdx_load<float, V>(student + i), y = bdx_load<float, V>(teacher + i);
+		bdx_pack<float, V> x = bdx_load<float, V>(student + i),
+				   y = bdx_load<float, V>(teacher + i);
 		bdx_pack<float, V> weight;
 		bdx_pack<T, V> out;
 		float factor, difference = 0, part = 0;
@@ -149,14 +153,16 @@ k_compare(struct compare a, T *gradient)
 	student_factor = (float)(a.kl_factor / student_sum);
 	teacher_factor = (float)(a.kl_factor / teacher_sum);
 	for (i = (uint64_t)threadIdx.x * V; i < a.vocabulary; i += THREADS * V) {
-		bdx_pack<float, V> x = bdx_load<float, V>(student + i), y = bdx_load<float, V>(teacher + i);
+		bdx_pack<float, V> x = bdx_load<float, V>(student + i),
+				   y = bdx_load<float, V>(teacher + i);
 		bdx_pack<T, V> out;
 
 #pragma unroll
 		for (int j = 0; j < V; j++)
-			bdx_round(&out.v[j], a.mse_factor * (x.v[j] - y.v[j]) +
-						     student_factor * expf(x.v[j] - student_top.value) -
-						     teacher_factor * expf(y.v[j] - teacher_top.value));
+			bdx_round(&out.v[j],
+				  a.mse_factor * (x.v[j] - y.v[j]) +
+					  student_factor * expf(x.v[j] - student_top.value) -
+					  teacher_factor * expf(y.v[j] - teacher_top.value));
 		bdx_store<T, V>(gradient + r * a.vocabulary + i, out);
 	}
 }
@@ -217,7 +223,8 @@ k_sample(int32_t *tokens, const float *logits, const float *uniform, uint64_t vo
 			tokens[blockIdx.x] = (int32_t)top.at;
 		return;
 	}
-	/* A thread has a run of neighbouring tokens, so that sums over threads are cumulated ones. */
+	/* A thread has a run of neighbouring tokens, so that sums over threads are cumulated
+	 * ones. */
 	for (i = first; i < end; i++)
 		sum += expf((logits[i] - top.value) * inverse);
 	before[threadIdx.x] = sum;
@@ -239,7 +246,8 @@ k_sample(int32_t *tokens, const float *logits, const float *uniform, uint64_t vo
 	__syncthreads();
 	if (threadIdx.x != chosen)
 		return;
-	/* Rounding may leave the sum of the run short of what was found: then it is its last token. */
+	/* Rounding may leave the sum of the run short of what was found: then it is its last
+	 * token. */
 	sum = before[threadIdx.x];
 	for (i = first; i + 1 < end; i++) {
 		sum += expf((logits[i] - top.value) * inverse);
@@ -281,7 +289,8 @@ static __global__ void k_adam(struct adam a, float *parameter, const float *grad
 	g = gradient[i] * a.gradient_factor * unit[i];
 	m[i] = a.beta1 * m[i] + a.rest1 * g;
 	v[i] = a.beta2 * v[i] + a.rest2 * g * g;
-	parameter[i] -= a.rate * unit[i] * (m[i] * a.correct1) / (sqrtf(v[i] * a.correct2) + a.epsilon);
+	parameter[i] -=
+		a.rate * unit[i] * (m[i] * a.correct1) / (sqrtf(v[i] * a.correct2) + a.epsilon);
 }
 
 static void op_adam(struct bdx_ops *ops, const struct bdx_adam *settings, void *parameter,
@@ -302,8 +311,8 @@ static void op_adam(struct bdx_ops *ops, const struct bdx_adam *settings, void *
 	a.correct1 = (float)(1 / (1 - pow(settings->beta1, (double)settings->step)));
 	a.correct2 = (float)(1 / (1 - pow(settings->beta2, (double)settings->step)));
 	k_adam<<<bdx_blocks(count, 256), 256, 0, c->stream>>>(
-		a, (float *)parameter, (const float *)gradient, (const float *)unit, (float *)m, (float *)v,
-		count);
+		a, (float *)parameter, (const float *)gradient, (const float *)unit, (float *)m,
+		(float *)v, count);
 	bdx_cuda_launched(c, "the optimiser");
 }
 

@@ -1,5 +1,6 @@
-/* k_weights.cu: sign-coded weights on the device (rebuilding them, the gradient of their scales) and
- * conversion between element types. The arithmetic of rebuilding is that of delta/sign.h, bit for bit. */
+/* k_weights.cu: sign-coded weights on the device (rebuilding them, the gradient of their scales)
+ * and conversion between element types. The arithmetic of rebuilding is that of delta/sign.h,
+ * bit for bit. */
 #include "cuda.cuh"
 
 /* ---- Rebuilding ---- */
@@ -11,7 +12,8 @@
 template <int V> static __device__ inline void load_scales(float *to, const float *from)
 {
 	if (V == 8 && (uintptr_t)from % 16 == 0) {
-		bdx_pack<float, 4> low = bdx_load<float, 4>(from), high = bdx_load<float, 4>(from + 4);
+		bdx_pack<float, 4> low = bdx_load<float, 4>(from),
+				   high = bdx_load<float, 4>(from + 4);
 
 #pragma unroll
 		for (int i = 0; i < 4; i++) {
@@ -36,16 +38,18 @@ static __device__ inline T rebuilt(float base, uint32_t plus, int bit, float row
 	return weight;
 }
 
-/* cols % 8 == 0: a thread takes 8 columns, whose bits are one byte, of REBUILD_ROWS rows. Everything is
- * loaded before anything is used: the loads are under way together. */
+/* cols % 8 == 0: a thread takes 8 columns, whose bits are one byte, of REBUILD_ROWS rows.
+ * Everything is loaded before anything is used: the loads are under way together. */
 template <class B, class O, class T>
 static __global__ void __launch_bounds__(REBUILD_THREADS)
-k_rebuild(T *__restrict__ weight, const B *__restrict__ base, const uint8_t *__restrict__ bits,
-	  const float *__restrict__ row, const float *__restrict__ col, uint64_t rows, uint64_t cols,
-	  unsigned column_blocks)
+	k_rebuild(T *__restrict__ weight, const B *__restrict__ base,
+		  const uint8_t *__restrict__ bits, const float *__restrict__ row,
+		  const float *__restrict__ col, uint64_t rows, uint64_t cols,
+		  unsigned column_blocks)
 {
 	uint64_t first = (uint64_t)(blockIdx.x / column_blocks) * REBUILD_ROWS;
-	uint64_t column = ((uint64_t)(blockIdx.x % column_blocks) * REBUILD_THREADS + threadIdx.x) * 8;
+	uint64_t column =
+		((uint64_t)(blockIdx.x % column_blocks) * REBUILD_THREADS + threadIdx.x) * 8;
 	uint64_t at = first * cols + column;
 	unsigned count = rows - first < REBUILD_ROWS ? (unsigned)(rows - first) : REBUILD_ROWS;
 	bdx_pack<B, 8> in[REBUILD_ROWS];
@@ -59,7 +63,7 @@ k_rebuild(T *__restrict__ weight, const B *__restrict__ base, const uint8_t *__r
 		/* Past the end the last row again: no branch keeps loads apart. */
 		uint64_t last = (r < count ? r : count - 1);
 
-		in[r] = bdx_load<B, 8>(base + at + last * cols);
+		in[r] = bdx_load_once<B, 8>(base + at + last * cols);
 		plus[r] = bits[(at + last * cols) / 8];
 		scale[r] = row[first + last];
 	}
@@ -80,14 +84,15 @@ k_rebuild(T *__restrict__ weight, const B *__restrict__ base, const uint8_t *__r
 
 /* Any shape and alignment: one element each, the bits of a row begin anywhere in a byte. */
 template <class B, class O, class T>
-static __global__ void k_rebuild_any(T *weight, const B *base, const uint8_t *bits, const float *row,
-				     const float *col, uint64_t rows, uint64_t cols)
+static __global__ void
+k_rebuild_any(T *weight, const B *base, const uint8_t *bits, const float *row, const float *col,
+	      uint64_t rows, uint64_t cols)
 {
 	uint64_t at = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
 
 	if (at < rows * cols)
-		weight[at] = rebuilt<O, T>(bdx_float(base[at]), bits[at / 8] >> at % 8, 0, row[at / cols],
-					   col[at % cols]);
+		weight[at] = rebuilt<O, T>(bdx_float(base[at]), bits[at / 8] >> at % 8, 0,
+					   row[at / cols], col[at % cols]);
 }
 
 template <class B, class O, class T>
@@ -98,9 +103,9 @@ static void rebuild(struct bdx_cuda *c, const struct bdx_signed *w, T *weight)
 	unsigned column_blocks = bdx_blocks(w->cols, 8 * REBUILD_THREADS);
 
 	if (w->cols % 8 == 0 && bdx_aligned(base, weight))
-		k_rebuild<B, O, T><<<column_blocks * bdx_blocks(w->rows, REBUILD_ROWS), REBUILD_THREADS, 0,
-				     c->stream>>>(weight, base, w->bits, row, col, w->rows, w->cols,
-						  column_blocks);
+		k_rebuild<B, O, T><<<column_blocks * bdx_blocks(w->rows, REBUILD_ROWS),
+				     REBUILD_THREADS, 0, c->stream>>>(
+			weight, base, w->bits, row, col, w->rows, w->cols, column_blocks);
 	else
 		k_rebuild_any<B, O, T><<<bdx_blocks(w->rows * w->cols, 256), 256, 0, c->stream>>>(
 			weight, base, w->bits, row, col, w->rows, w->cols);
@@ -118,8 +123,8 @@ static void op_rebuild(struct bdx_ops *ops, const struct bdx_signed *w, void *we
 			bdx_with(w->out_dtype, [=](auto out) {
 				using T = typename decltype(operand)::type;
 
-				rebuild<typename decltype(base)::type, typename decltype(out)::type, T>(
-					c, w, (T *)weight);
+				rebuild<typename decltype(base)::type, typename decltype(out)::type,
+					T>(c, w, (T *)weight);
 			});
 		});
 	});
@@ -128,15 +133,18 @@ static void op_rebuild(struct bdx_ops *ops, const struct bdx_signed *w, void *we
 /* ---- The gradient of the scales ---- */
 
 #define SCALE_WARPS 8 /* of a block: the same columns, different rows */
-#define SCALE_STEP 8  /* rows at a time */
-#define SCALE_STEPS 2 /* of a warp */
+#define SCALE_STEP 4  /* rows at a time */
+#define SCALE_STEPS 4 /* of a warp */
 #define SCALE_ROWS (SCALE_WARPS * SCALE_STEPS * SCALE_STEP)
 
-/* Sum each of 8 values over the warp: lane l gets that of row (l >> 2 & 7) as bits 4, 3, 2 order it. */
+/* Sum each of the SCALE_STEP values over the warp; lane l gets that of row
+ * l / (32 / SCALE_STEP). */
 static __device__ inline float sum_rows(float *v, unsigned lane)
 {
 #pragma unroll
-	for (int half = SCALE_STEP / 2, step = 16; half; half /= 2, step /= 2) {
+	for (int half = SCALE_STEP / 2, step = 16; step; half /= 2, step /= 2) {
+		if (!half)
+			v[0] += __shfl_xor_sync(0xffffffffu, v[0], step);
 #pragma unroll
 		for (int i = 0; i < half; i++) {
 			float mine = lane & step ? v[i + half] : v[i];
@@ -145,13 +153,11 @@ static __device__ inline float sum_rows(float *v, unsigned lane)
 			v[i] = mine + __shfl_xor_sync(0xffffffffu, other, step);
 		}
 	}
-	v[0] += __shfl_xor_sync(0xffffffffu, v[0], 2);
-	v[0] += __shfl_xor_sync(0xffffffffu, v[0], 1);
 	return v[0];
 }
 
-/* A block takes 32 * V columns (V being 8, whose bits are one byte, or 1) of SCALE_ROWS rows. Sums over
- * the columns of a row go to row_part[column_block, rows], those over the rows to
+/* A block takes 32 * V columns (V being 8, whose bits are one byte, or 1) of SCALE_ROWS rows.
+ * Sums over the columns of a row go to row_part[column_block, rows], those over the rows to
  * col_part[row_block, cols]. */
 template <class T, int V>
 static __global__ void __launch_bounds__(32 * SCALE_WARPS)
@@ -175,7 +181,7 @@ k_scale_parts(float *__restrict__ row_part, float *__restrict__ col_part,
 		bdx_pack<T, V> g[SCALE_STEP];
 		uint32_t plus[SCALE_STEP];
 		float scale[SCALE_STEP], dot[SCALE_STEP], total;
-		uint64_t mine = first + (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
+		uint64_t mine = first + lane / (32 / SCALE_STEP);
 
 		if (first >= rows)
 			break;
@@ -185,7 +191,7 @@ k_scale_parts(float *__restrict__ row_part, float *__restrict__ col_part,
 			uint64_t r = first + s < rows ? first + s : rows - 1;
 			uint64_t at = r * cols + (inside ? column : cols - V);
 
-			g[s] = bdx_load<T, V>(gradient + at);
+			g[s] = bdx_load_once<T, V>(gradient + at);
 			plus[s] = V == 8 ? bits[at / 8] : bits[at / 8] >> at % 8;
 			scale[s] = first + s < rows && inside ? row[r] : 0;
 		}
@@ -201,7 +207,7 @@ k_scale_parts(float *__restrict__ row_part, float *__restrict__ col_part,
 			}
 		}
 		total = sum_rows(dot, lane);
-		if (lane % 4 == 0 && mine < rows)
+		if (lane % (32 / SCALE_STEP) == 0 && mine < rows)
 			row_part[column_block * rows + mine] = total;
 	}
 #pragma unroll
@@ -262,9 +268,9 @@ static void scale_gradient(struct bdx_cuda *c, const struct bdx_signed *w, const
 		row_part, col_part, gradient, w->bits, (const float *)w->row, (const float *)w->col,
 		w->rows, w->cols, column_blocks);
 	bdx_cuda_launched(c, "the gradient of scales");
-	k_scale_sums<<<bdx_blocks(w->rows, 32) + bdx_blocks(w->cols, 32), dim3(32, 8), 0, c->stream>>>(
-		row_gradient, col_gradient, row_part, col_part, w->rows, w->cols, column_blocks, row_blocks,
-		bdx_blocks(w->rows, 32));
+	k_scale_sums<<<bdx_blocks(w->rows, 32) + bdx_blocks(w->cols, 32), dim3(32, 8), 0,
+		       c->stream>>>(row_gradient, col_gradient, row_part, col_part, w->rows,
+				    w->cols, column_blocks, row_blocks, bdx_blocks(w->rows, 32));
 	bdx_cuda_launched(c, "the gradient of scales");
 }
 
@@ -376,8 +382,9 @@ static void op_convert(struct bdx_ops *ops, void *to, enum bd_dtype to_dtype, co
 			using F = typename decltype(f)::type;
 
 			if (count % 4 == 0 && bdx_aligned((char *)to, (const char *)from))
-				k_convert<T, F, 4><<<bdx_blocks(count, 4 * 256), 256, 0, c->stream>>>(
-					(T *)to, (const F *)from, count);
+				k_convert<T, F, 4>
+					<<<bdx_blocks(count, 4 * 256), 256, 0, c->stream>>>(
+						(T *)to, (const F *)from, count);
 			else
 				k_convert<T, F, 1><<<bdx_blocks(count, 256), 256, 0, c->stream>>>(
 					(T *)to, (const F *)from, count);

@@ -9,19 +9,28 @@
 
 /* ---- Linear layers ---- */
 
+#define LINEARS 4 /* of a layer */
+
+static struct bdx_linear *linear_of(const struct bdx_model *m, uint64_t layer, int which)
+{
+	struct bdx_layer *l = &m->layers[layer];
+	struct bdx_linear *all[LINEARS] = { &l->query_key_value, &l->attention_out, &l->gate_up,
+					    &l->down };
+
+	return all[which];
+}
+
 uint64_t bdx_model_largest(const struct bdx_model *m)
 {
 	uint64_t largest = 0;
 
-	for (uint64_t l = 0; l < m->config->layers; l++) {
-		const struct bdx_layer *layer = &m->layers[l];
-		const struct bdx_linear *all[] = { &layer->query_key_value, &layer->attention_out,
-						   &layer->gate_up, &layer->down };
+	for (uint64_t l = 0; l < m->config->layers; l++)
+		for (int i = 0; i < LINEARS; i++) {
+			const struct bdx_linear *linear = linear_of(m, l, i);
 
-		for (int i = 0; i < 4; i++)
-			if (all[i]->coded && all[i]->rows * all[i]->cols > largest)
-				largest = all[i]->rows * all[i]->cols;
-	}
+			if (linear->coded && linear->rows * linear->cols > largest)
+				largest = linear->rows * linear->cols;
+		}
 	return largest;
 }
 
@@ -29,6 +38,8 @@ const void *bdx_linear_weight(struct bdx_model *m, const struct bdx_linear *line
 {
 	if (!linear->coded)
 		return linear->weight;
+	if (linear->kept)
+		scratch = linear->kept;
 	for (unsigned i = 0; i < linear->count; i++) {
 		const struct bdx_part *part = &linear->parts[i];
 		void *to = bdx_operand(m->ops, scratch, part->first * linear->cols);
@@ -87,6 +98,24 @@ static void lay_out_layer(const struct bdx_model *m, struct bdx_layout *to,
 		k->turned = bdx_place(to, bdx_heads_width(c) * real);
 }
 
+/* Places for rebuilt matrices, as far as the memory for them goes. */
+static void lay_out_matrices(const struct bdx_model *m, struct bdx_layout *to, bool training)
+{
+	size_t left = training ? m->work->keep : 0;
+
+	for (uint64_t l = 0; l < m->config->layers; l++)
+		for (int i = 0; i < LINEARS; i++) {
+			struct bdx_linear *linear = linear_of(m, l, i);
+			size_t bytes = linear->rows * linear->cols * bdx_operand_size(m->ops);
+			bool fits = linear->coded && bytes <= left;
+			void *place = fits ? bdx_place(to, bytes) : NULL;
+
+			left -= fits ? bytes : 0;
+			if (to->memory)
+				linear->kept = place;
+		}
+}
+
 static void lay_out_gradients(const struct bdx_model *m, struct bdx_layout *to,
 			      struct bdx_workspace *w, uint64_t largest)
 {
@@ -121,11 +150,21 @@ static void lay_out(const struct bdx_model *m, struct bdx_layout *to, struct bdx
 		if (w->kept)
 			w->kept[l] = k;
 	}
+	lay_out_matrices(m, to, w->training);
 	w->last = k.residual;
 	if (!w->training)
 		return;
 	w->last = bdx_place(to, c->width * tokens * bdx_real_size(m->ops));
 	lay_out_gradients(m, to, w, largest);
+}
+
+void bdx_model_keep_weights(struct bdx_model *m, size_t bytes)
+{
+	struct bdx_workspace *w = m->work;
+
+	w->keep = bytes;
+	w->batch = w->length = 0; /* what is there must be laid out anew */
+	w->complete = false;
 }
 
 size_t bdx_model_pass_bytes(const struct bdx_model *m, uint64_t tokens, uint64_t length,

@@ -41,6 +41,10 @@ void bdx_model_close(struct bdx_model *model); /* NULL allowed */
 /* Free everything but what bdx_model_logits and bdx_model_logits_backward need. */
 void bdx_model_keep_head(struct bdx_model *model);
 
+/* Let a student keep up to `bytes` of rebuilt matrices from a training pass to its backward pass, which
+ * then need not rebuild them; none at first. */
+void bdx_model_keep_weights(struct bdx_model *model, size_t bytes);
+
 /* Bytes of backend memory that one pass over `tokens` tokens in sequences of `length` needs beside the
  * weights; training: with what bdx_model_backward needs. */
 size_t bdx_model_pass_bytes(const struct bdx_model *model, uint64_t tokens, uint64_t length,

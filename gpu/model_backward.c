@@ -38,8 +38,8 @@ static void linear_backward(struct bdx_model *m, const struct bdx_linear *linear
 	}
 	if (in_gradient)
 		ops->gemm(ops, false, false, tokens, cols, rows, 1, gradient, rows,
-			  bdx_linear_weight(m, linear, w->weight), cols, 0, in_gradient, BDX_REAL,
-			  cols);
+			  linear->kept ? linear->kept : bdx_linear_weight(m, linear, w->weight),
+			  cols, 0, in_gradient, BDX_REAL, cols);
 }
 
 /* gradient: real [tokens, width], of what the layer adds to and of what it made of it. */

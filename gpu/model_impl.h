@@ -34,6 +34,8 @@ struct bdx_linear {
 	bool coded;             /* some part is; the matrix is then rebuilt whenever it is needed */
 	void *weight;           /* operand [rows, cols]; NULL where coded */
 	void *bias;             /* real [rows]; NULL: none */
+	void *kept;             /* operand [rows, cols]: place of the rebuilt matrix, which then
+	                         * stays from a training pass to its backward pass; NULL: none */
 	unsigned count;
 	struct bdx_part parts[BDX_MAX_PARTS];
 };
@@ -66,6 +68,7 @@ struct bdx_kept { /* what a layer computes, kept for the backward pass */
 struct bdx_workspace {
 	void *head_memory, *body_memory; /* all weights: what the head needs, and the others */
 	uint64_t rope_positions; /* rows of model->rope_table */
+	size_t keep;             /* bytes of rebuilt matrices that may stay */
 	void *memory;            /* of a pass: allocated when first needed, and kept */
 	size_t bytes;
 	/* The pass that it is laid out for: */
@@ -114,7 +117,7 @@ static inline uint64_t bdx_gates_width(const struct bdx_config *c)
 
 /* Elements of the largest matrix that must be rebuilt; 0 where none is. */
 uint64_t bdx_model_largest(const struct bdx_model *model);
-/* The matrix, operand [rows, cols]: rebuilt in `scratch` where it is coded. */
+/* The matrix, operand [rows, cols]: rebuilt in `scratch` where it is coded and has no place. */
 const void *bdx_linear_weight(struct bdx_model *model, const struct bdx_linear *linear,
 			      void *scratch);
 /* out, real [rows, linear->rows], = in weight^T + bias, or += that. in: operand [rows, cols]. */

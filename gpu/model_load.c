@@ -67,8 +67,8 @@ static int look_up(struct plan *p, const char *pattern, uint64_t layer, bool bia
 	}
 	if (!bd_dtype_is_weight(t->dtype) && t->dtype != BD_F64)
 		return bd_error_set(err, -ENOTSUP, "%s: tensor '%s' is of type %s, which the "
-				    "engine cannot calculate with", bdx_source_name(p->load.source), name,
-				    bd_dtype_name(t->dtype));
+				    "engine cannot calculate with",
+				    bdx_source_name(p->load.source), name, bd_dtype_name(t->dtype));
 	return 1;
 }
 

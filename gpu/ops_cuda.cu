@@ -29,8 +29,8 @@ bool bdx_cuda_check(struct bdx_cuda *c, cudaError_t status, const char *what)
 {
 	if (status == cudaSuccess)
 		return true;
-	bdx_cuda_fail(c, status == cudaErrorMemoryAllocation ? -ENOMEM : -EIO, "%s failed: %s", what,
-		      cudaGetErrorString(status));
+	bdx_cuda_fail(c, status == cudaErrorMemoryAllocation ? -ENOMEM : -EIO, "%s failed: %s",
+		      what, cudaGetErrorString(status));
 	return false;
 }
 
@@ -83,7 +83,8 @@ int bdx_cuda_take(struct bdx_cuda *c, void **memory, size_t bytes, struct bd_err
 		bytes = 1;
 	pthread_mutex_lock(&c->lock);
 	if (c->block_count == c->block_room) {
-		blocks = (struct bdx_block *)realloc(c->blocks, (2 * c->block_room + 64) * sizeof(*blocks));
+		blocks = (struct bdx_block *)realloc(c->blocks,
+						     (2 * c->block_room + 64) * sizeof(*blocks));
 		if (!blocks) {
 			ret = bd_error_set(err, -ENOMEM, "not enough memory");
 			goto out;
@@ -96,11 +97,12 @@ int bdx_cuda_take(struct bdx_cuda *c, void **memory, size_t bytes, struct bd_err
 		status = cudaMalloc(memory, bytes);
 	if (status == cudaErrorMemoryAllocation) {
 		cudaGetLastError();
-		ret = bd_error_set(err, -ENOMEM,
-				   "%s: %zu MiB of GPU memory are wanted, %zu MiB are free, %zu MiB "
-				   "in use here%s",
-				   c->name, (bytes + (1 << 20) - 1) >> 20, left(c) >> 20, c->used >> 20,
-				   within ? "" : " (BITDELTA_GPU_MEMORY limits it)");
+		ret = bd_error_set(
+			err, -ENOMEM,
+			"%s: %zu MiB of GPU memory are wanted, %zu MiB are free, %zu MiB "
+			"in use here%s",
+			c->name, (bytes + (1 << 20) - 1) >> 20, left(c) >> 20, c->used >> 20,
+			within ? "" : " (BITDELTA_GPU_MEMORY limits it)");
 		goto out;
 	}
 	if (status != cudaSuccess) {
@@ -267,8 +269,9 @@ static void op_copy(struct bdx_ops *ops, void *to, const void *from, size_t byte
 	struct bdx_cuda *c = bdx_cuda_of(ops);
 
 	if (bdx_cuda_begin(c) && bytes)
-		bdx_cuda_check(c, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, c->stream),
-			       "copying");
+		bdx_cuda_check(
+			c, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, c->stream),
+			"copying");
 }
 
 static void op_zero(struct bdx_ops *ops, void *memory, size_t bytes)
@@ -319,23 +322,26 @@ static int examine(unsigned index, struct cudaDeviceProp *properties, struct bd_
 
 	if (status == cudaErrorInsufficientDriver) {
 		cudaDriverGetVersion(&driver);
-		return bd_error_set(err, -ENODEV,
-				    driver ? "the NVIDIA driver supports CUDA %d.%d, this program needs "
-					     "%d.%d: install a newer driver"
-					   : "no NVIDIA driver is installed",
-				    driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
-				    CUDART_VERSION % 1000 / 10);
+		return bd_error_set(
+			err, -ENODEV,
+			driver ? "the NVIDIA driver supports CUDA %d.%d, this program needs "
+				 "%d.%d: install a newer driver" :
+				 "no NVIDIA driver is installed",
+			driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+			CUDART_VERSION % 1000 / 10);
 	}
 	if (status == cudaErrorNoDevice || (status == cudaSuccess && !count))
 		return bd_error_set(err, -ENODEV, "there is no NVIDIA GPU that CUDA can use");
 	if (status != cudaSuccess)
-		return bd_error_set(err, -ENODEV, "CUDA cannot start: %s", cudaGetErrorString(status));
+		return bd_error_set(err, -ENODEV, "CUDA cannot start: %s",
+				    cudaGetErrorString(status));
 	if (index >= (unsigned)count)
-		return bd_error_set(err, -ENODEV, "there is no CUDA device %u: the last is %d", index,
-				    count - 1);
+		return bd_error_set(err, -ENODEV, "there is no CUDA device %u: the last is %d",
+				    index, count - 1);
 	status = cudaGetDeviceProperties(properties, (int)index);
 	if (status != cudaSuccess)
-		return bd_error_set(err, -EIO, "CUDA device %u: %s", index, cudaGetErrorString(status));
+		return bd_error_set(err, -EIO, "CUDA device %u: %s", index,
+				    cudaGetErrorString(status));
 	if (properties->major < 8)
 		return bd_error_set(err, -ENODEV,
 				    "%s is too old: it has compute capability %d.%d, 8.0 is needed",
@@ -354,7 +360,8 @@ static int memory_limit(size_t *limit, struct bd_error *err)
 	errno = 0;
 	*limit = strtoull(text, &end, 10);
 	if (*end || errno || *text < '0' || *text > '9')
-		return bd_error_set(err, -EINVAL, "BITDELTA_GPU_MEMORY is not a number of bytes: %s", text);
+		return bd_error_set(err, -EINVAL,
+				    "BITDELTA_GPU_MEMORY is not a number of bytes: %s", text);
 	return 0;
 }
 
@@ -382,8 +389,9 @@ extern "C" int bdx_ops_cuda_new(struct bdx_ops **ops, size_t table_size, unsigne
 
 	*ops = NULL;
 	if (table_size != sizeof(**ops))
-		return bd_error_set(err, -ENODEV,
-				    "bitdelta-cuda.so is of another version than this program: install both anew");
+		return bd_error_set(
+			err, -ENODEV,
+			"bitdelta-cuda.so is of another version: install it anew");
 	if (!bd_dtype_is_weight(operand))
 		return bd_error_set(err, -EINVAL, "operands can be BF16, F16 or F32, not %s",
 				    bd_dtype_name(operand));
@@ -400,7 +408,6 @@ extern "C" int bdx_ops_cuda_new(struct bdx_ops **ops, size_t table_size, unsigne
 	pthread_cond_init(&c->upload_idle, NULL);
 	c->index = (int)index;
 	c->limit = limit;
-	c->processors = (unsigned)properties.multiProcessorCount;
 	snprintf(c->name, sizeof(c->name), "%s", properties.name);
 	c->ops.name = c->name;
 	c->ops.real = BD_F32;

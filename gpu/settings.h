@@ -24,8 +24,8 @@ int bdx_settings_open(struct bdx_settings *s, struct bdx_source *source, const c
 		      struct bd_error *err);
 void bdx_settings_close(struct bdx_settings *s); /* zeroed, or opened and failed: allowed */
 
-/* What is at `key`: BD_JSON_BAD where nothing is, BD_JSON_NULL where there is only null. Else *value
- * (may be NULL) reads it. key NULL: nothing. */
+/* What is at `key`: BD_JSON_BAD where nothing is, BD_JSON_NULL where there is only null. Otherwise
+ * *value (may be NULL) reads it. key NULL: nothing. */
 enum bd_json_kind bdx_settings_find(struct bdx_settings *s, const char *key, struct bd_json *value);
 
 /* True where it is there; *value then is it. Outside of the bounds, or of another type: -EINVAL. */

@@ -2,8 +2,8 @@
  *
  * BPE on bytes (Llama 3, Qwen, MPT: split pattern, byte-level alphabet) and BPE in the style of SentencePiece with
  * byte fallback (Llama 2, Mistral), with normalizers, pre-tokenizers, added tokens, decoders. The results
- * are those of the `tokenizers` package with add_special_tokens=False. Immutable after opening; any thread
- * may use it. */
+ * are those of the `tokenizers` package with add_special_tokens=False, without truncation and padding.
+ * Immutable after opening; any thread may use it. */
 #ifndef BDX_TOKENIZER_H
 #define BDX_TOKENIZER_H
 

@@ -11,12 +11,30 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 log=${1:-build/gpu.log}
 build=build/release
-checks=(ops bench)
+checks=(ops memcheck bench)
 export BITDELTA_CUDA=$PWD/$build/bitdelta-cuda.so
 
 # Every operation against the reference.
 ops() {
 	program ops_check && timeout 300 "$build/device/ops_check"
+}
+
+# The same with every access to memory checked.
+memcheck() {
+	local out
+	program ops_check || return 0
+	command -v compute-sanitizer >/dev/null || {
+		echo "skip memcheck: compute-sanitizer is not installed"
+		return
+	}
+	# One check asks for more memory than there is: that error of the interface is none here.
+	if out=$(timeout 180 compute-sanitizer --report-api-errors no --error-exitcode 9 \
+		"$build/device/ops_check" 2>&1); then
+		echo "ok memcheck"
+	else
+		grep '^=====' <<<"$out" | head -n 40
+		echo "not ok memcheck: a kernel reads or writes where it must not, or an operation fails"
+	fi
 }
 
 # How fast the operations are.

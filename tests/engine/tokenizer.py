@@ -69,7 +69,16 @@ def word(rng):
     return "".join(rng.choice(alphabet) for _ in range(rng.randint(1, 12)))
 
 
-def piece(rng, code):
+def code(rng):
+    """Something like a line of a program; not from this repository, so that the lines never change."""
+    names = ["i", "self", "buffer_size", "HTTPServer", "__init__", "x1", "std::vector<int>", "$foo", "@property"]
+    signs = [" = ", "==", " != ", "->", ".", "(", ")", "[0]", "{", "}", ";", " + ", "&&", " // ", "# ", "/*", '"', "'",
+             ", ", ": ", "%d\\n", "\\t", "<<", "|=", "...", "0x7f", "1_000", "3.14e-5", " if ", "return ", "for ", "NULL"]
+    return rng.choice(["", "\t", "\t\t\t", "    ", " " * 12]) + "".join(
+        rng.choice(rng.choice([names, signs])) for _ in range(rng.randint(2, 16)))
+
+
+def piece(rng):
     kind = rng.randrange(18)
     if kind < 4:
         return rng.choice(WORDS)
@@ -81,7 +90,7 @@ def piece(rng, code):
         return "".join(rng.choice(word(rng)) + "".join(chr(rng.choice(MARKS)) for _ in range(rng.randint(0, 4)))
                        for _ in range(rng.randint(1, 6)))
     if kind == 8:
-        return rng.choice(code)[: rng.randint(1, 120)]
+        return code(rng)
     if kind == 9:
         return rng.choice(SPACES) * rng.randint(1, 4)
     if kind == 10:
@@ -103,13 +112,12 @@ def piece(rng, code):
 
 def varied_lines():
     rng = random.Random(20240229)
-    code = [line for line in repository_lines() if line]
     lines = ["", " ", "  ", "\n", "\r\n\r\n", "a" * 5000, " " * 5000, "x " * 2000, "\u0301" * 300, "1" * 3000,
              "ab" * 3000, "▁" * 100, "<s>" * 100, "\n" * 500 + "x"]
     lines += [c for a in ALPHABETS[:12] for c in a[:60]]
     while len(lines) < LINES:
         separator = rng.choice(["", " ", " ", " ", rng.choice(SPACES)])
-        lines.append(separator.join(piece(rng, code) for _ in range(rng.randint(1, 9))))
+        lines.append(separator.join(piece(rng) for _ in range(rng.randint(1, 9))))
     return lines[:LINES]
 
 

@@ -81,7 +81,7 @@ def randomise(model, seed):
             elif p.dim() == 1:
                 p.copy_(0.5 * noise)
             else:
-                p.copy_(noise * 1.5 / p.shape[1] ** 0.5)
+                p.copy_(noise / p.shape[1] ** 0.5)
             if backends != ["f32"]:
                 p.copy_(p.to(torch.bfloat16))  # the same weights for all of them
 

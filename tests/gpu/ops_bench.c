@@ -1,9 +1,11 @@
-/* ops_bench.c: how fast the operations of the CUDA backend are, at the shapes of Llama-2-7B with 4 windows of
- * 128 tokens, beside what the bytes that must move and the products that must be made take at least.
+/* ops_bench.c: how fast the operations of the CUDA backend are, at the shapes of Llama-2-7B with
+ * 4 windows of 128 tokens, beside what the bytes that must move and the products that must be
+ * made take at least.
  *
- *   BITDELTA_CUDA=build/release/bitdelta-cuda.so ops_bench [GB/s TFLOP/s]
+ * BITDELTA_CUDA=build/release/bitdelta-cuda.so ops_bench [GB/s TFLOP/s]
  *
- * The two numbers are what the device can do at best: 4300 and 790, those of an H200, by default. */
+ * The two numbers are what the device can do at best: 4300 and 790, those of an H200, by
+ * default. */
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -82,7 +84,8 @@ static void report(const char *name, double seconds, double bytes, double produc
 {
 	double least = fmax(bytes / bandwidth, products / arithmetic);
 
-	printf("%-44s %9.1f us %9.1f us %5.0f%% ", name, seconds * 1e6, least * 1e6, 100 * least / seconds);
+	printf("%-44s %9.1f us %9.1f us %5.0f%% ", name, seconds * 1e6, least * 1e6,
+	       100 * least / seconds);
 	if (bytes / bandwidth >= products / arithmetic)
 		printf("%8.0f GB/s\n", bytes / seconds * 1e-9);
 	else
@@ -97,9 +100,14 @@ struct matrix {
 
 static struct bdx_signed coded(const struct matrix *m)
 {
-	return (struct bdx_signed){ .base = fresh(m->rows * m->cols * 2), .bits = fresh(m->rows * m->cols / 8),
-				    .base_dtype = BD_BF16, .out_dtype = BD_BF16, .rows = m->rows,
-				    .cols = m->cols, .row = reals, .col = reals + m->rows };
+	return (struct bdx_signed){ .base = fresh(m->rows * m->cols * 2),
+				    .bits = fresh(m->rows * m->cols / 8),
+				    .base_dtype = BD_BF16,
+				    .out_dtype = BD_BF16,
+				    .rows = m->rows,
+				    .cols = m->cols,
+				    .row = reals,
+				    .col = reals + m->rows };
 }
 
 static void rebuild(const void *detail)
@@ -136,8 +144,8 @@ static void weights(void)
 	for (i = 0; i < sizeof(all) / sizeof(*all); i++) {
 		double count = (double)(all[i].rows * all[i].cols);
 
-		snprintf(name, sizeof(name), "scale_gradient %llux%llu", (unsigned long long)all[i].rows,
-			 (unsigned long long)all[i].cols);
+		snprintf(name, sizeof(name), "scale_gradient %llux%llu",
+			 (unsigned long long)all[i].rows, (unsigned long long)all[i].cols);
 		report(name, measure(scale_gradient, &all[i]), count * 2.125, 0);
 	}
 }
@@ -155,8 +163,8 @@ static void gemm(const void *detail)
 {
 	const struct gemm *g = detail;
 
-	ops->gemm(ops, g->ta, g->tb, g->m, g->n, g->k, 1, fresh(g->m * g->k * 2), g->ta ? g->m : g->k,
-		  fresh(g->n * g->k * 2), g->tb ? g->k : g->n, 0,
+	ops->gemm(ops, g->ta, g->tb, g->m, g->n, g->k, 1, fresh(g->m * g->k * 2),
+		  g->ta ? g->m : g->k, fresh(g->n * g->k * 2), g->tb ? g->k : g->n, 0,
 		  g->kind == BDX_REAL ? (void *)reals : (void *)(pool + POOL), g->kind, g->n);
 }
 
@@ -179,8 +187,8 @@ static void products(void)
 			struct gemm *g = &all[j];
 			double c = (double)(g->m * g->n) * (g->kind == BDX_REAL ? 4 : 2);
 
-			snprintf(name, sizeof(name), "%s, W %llux%llu", g->form, (unsigned long long)out,
-				 (unsigned long long)in);
+			snprintf(name, sizeof(name), "%s, W %llux%llu", g->form,
+				 (unsigned long long)out, (unsigned long long)in);
 			report(name, measure(gemm, g),
 			       c + 2 * (double)(g->m * g->k) + 2 * (double)(g->n * g->k),
 			       2.0 * (double)(g->m * g->n * g->k));
@@ -193,8 +201,8 @@ static void products(void)
 static void norm(const void *detail)
 {
 	(void)detail;
-	ops->norm(ops, BDX_RMS_NORM, pool, BDX_OPERAND, floats(1 << 24), reals, floats(1 << 23), NULL, TOKENS,
-		  WIDTH, 1, WIDTH, 1e-5);
+	ops->norm(ops, BDX_RMS_NORM, pool, BDX_OPERAND, floats(1 << 24), reals, floats(1 << 23),
+		  NULL, TOKENS, WIDTH, 1, WIDTH, 1e-5);
 }
 
 static void norm_backward(const void *detail)
@@ -255,8 +263,8 @@ static void attention(const void *detail)
 static void attention_backward(const void *detail)
 {
 	ops->attention_backward(ops, detail, floats(1 << 26), floats((1 << 26) + WIDTH),
-				floats((1 << 26) + 2 * WIDTH), floats(1 << 24), floats(1 << 25), reals,
-				floats(WIDTH), floats(2 * WIDTH));
+				floats((1 << 26) + 2 * WIDTH), floats(1 << 24), floats(1 << 25),
+				reals, floats(WIDTH), floats(2 * WIDTH));
 }
 
 static void decode(const void *detail)
@@ -274,15 +282,17 @@ static void attentions(void)
 	       8 * scores * 128);
 	report("attention 32 heads, 2048 tokens", measure(attention, &longer), wide * 4 * 14,
 	       4.0 * 32 * 2048 * 2048 / 2 * 128);
-	report("attention 64 sequences, token 128", measure(decode, &decoding), 64 * 128 * 4096.0 * 8, 0);
+	report("attention 64 sequences, token 128", measure(decode, &decoding),
+	       64 * 128 * 4096.0 * 8, 0);
 }
 
 /* ---- Loss ---- */
 
 static void compare(const void *detail)
 {
-	ops->compare(ops, (void *)(pool + POOL + (64 << 20)), pool + POOL, reals, VOCABULARY, floats(1 << 25),
-		     VOCABULARY, NULL, TOKENS, VOCABULARY, 1, *(const double *)detail, 1);
+	ops->compare(ops, (void *)(pool + POOL + (64 << 20)), pool + POOL, reals, VOCABULARY,
+		     floats(1 << 25), VOCABULARY, NULL, TOKENS, VOCABULARY, 1,
+		     *(const double *)detail, 1);
 }
 
 static void sample(const void *detail)
@@ -293,12 +303,16 @@ static void sample(const void *detail)
 
 static void adam(const void *detail)
 {
-	static const struct bdx_adam a = { .rate = 0.01, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8,
-					   .step = 1, .gradient_factor = 1 };
+	static const struct bdx_adam a = { .rate = 0.01,
+					   .beta1 = 0.9,
+					   .beta2 = 0.99,
+					   .epsilon = 1e-8,
+					   .step = 1,
+					   .gradient_factor = 1 };
 
 	(void)detail;
-	ops->adam(ops, &a, reals, floats(1 << 21), floats(1 << 22), floats(1 << 23), floats(1 << 24),
-		  1361920);
+	ops->adam(ops, &a, reals, floats(1 << 21), floats(1 << 22), floats(1 << 23),
+		  floats(1 << 24), 1361920);
 }
 
 static void losses(void)
@@ -327,7 +341,8 @@ static void transfers(void)
 	}
 	memset(plain, 1, 256 << 20);
 	printf("%-44s %9.1f GB/s\n", "upload, pinned", 0.268435456 / measure(upload, pinned));
-	printf("%-44s %9.1f GB/s\n", "upload, ordinary memory", 0.268435456 / measure(upload, plain));
+	printf("%-44s %9.1f GB/s\n", "upload, ordinary memory",
+	       0.268435456 / measure(upload, plain));
 	ops->host_free(ops, pinned);
 	free(plain);
 }

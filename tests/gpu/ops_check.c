@@ -1,8 +1,8 @@
-/* ops_check.c: every operation of the CUDA backend against the reference in double, with operands of each
- * type: random data, odd sizes, gaps between rows, outputs full of NaNs beforehand, and twice, since the
- * same calls must give the same bits.
+/* ops_check.c: every operation of the CUDA backend against the reference in double, with
+ * operands of each type: random data, odd sizes, gaps between rows, outputs full of NaNs
+ * beforehand, and twice, since the same calls must give the same bits.
  *
- *   BITDELTA_CUDA=build/release/bitdelta-cuda.so ops_check
+ * BITDELTA_CUDA=build/release/bitdelta-cuda.so ops_check
  *
  * Prints `ok NAME`, `not ok NAME: why` or `skip NAME: why`. */
 #include <errno.h>
@@ -275,8 +275,9 @@ static const char *judge(const struct test *t, unsigned number, void *const *one
 		double y = get(wanted[number], b->skip + i, exact), d = fabs(x - y);
 
 		if (b->role == IN ? x != b->values[i] : isnan(x) != isnan(y)) {
-			snprintf(why, sizeof(why), "buffer %u: element %llu is %g, %g is right", number,
-				 (unsigned long long)i, x, b->role == IN ? b->values[i] : y);
+			snprintf(why, sizeof(why), "buffer %u: element %llu is %g, %g is right",
+				 number, (unsigned long long)i, x,
+				 b->role == IN ? b->values[i] : y);
 			return why;
 		}
 		if (isnan(x) || x == y)
@@ -291,11 +292,12 @@ static const char *judge(const struct test *t, unsigned number, void *const *one
 	error = sqrt(error);
 	norm = sqrt(norm);
 	if (b->role != IN && !(error <= t->tolerance * norm)) {
-		snprintf(why, sizeof(why),
-			 "buffer %u: relative error %.2e, allowed %.2e; worst element %llu: %g, %g is right",
-			 number, error / norm, t->tolerance, (unsigned long long)worst_at,
-			 get(one[number], b->skip + worst_at, dtype),
-			 get(wanted[number], b->skip + worst_at, exact));
+		snprintf(
+			why, sizeof(why),
+			"buffer %u: relative error %.2e, allowed %.2e; worst element %llu: %g, %g is right",
+			number, error / norm, t->tolerance, (unsigned long long)worst_at,
+			get(one[number], b->skip + worst_at, dtype),
+			get(wanted[number], b->skip + worst_at, exact));
 		return why;
 	}
 	return NULL;
@@ -356,8 +358,8 @@ static void call_gemm(struct bdx_ops *ops, void **at, const void *detail)
 {
 	const struct gemm *g = detail;
 
-	ops->gemm(ops, g->ta, g->tb, g->m, g->n, g->k, g->alpha, at[0], g->lda, at[1], g->ldb, g->beta,
-		  at[2], g->kind, g->ldc);
+	ops->gemm(ops, g->ta, g->tb, g->m, g->n, g->k, g->alpha, at[0], g->lda, at[1], g->ldb,
+		  g->beta, at[2], g->kind, g->ldc);
 }
 
 static void check_gemm(uint64_t m, uint64_t n, uint64_t k, uint64_t gap, bool ta, bool tb,
@@ -366,10 +368,10 @@ static void check_gemm(uint64_t m, uint64_t n, uint64_t k, uint64_t gap, bool ta
 	struct gemm g = { .ta = ta, .tb = tb, .m = m, .n = n, .k = k, .lda = (ta ? m : k) + gap,
 			  .ldb = (tb ? k : n) + gap, .ldc = n + gap, .alpha = 0.75, .beta = beta,
 			  .kind = kind };
-	struct test t = begin("%s gemm %llux%llux%llu%s%s beta %g, to %s", bd_dtype_name(cuda->operand),
-			      (unsigned long long)m, (unsigned long long)n, (unsigned long long)k,
-			      ta ? " A^T" : "", tb ? " B^T" : "", beta,
-			      kind == BDX_REAL ? "real" : "operand");
+	struct test t = begin("%s gemm %llux%llux%llu%s%s beta %g, to %s",
+			      bd_dtype_name(cuda->operand), (unsigned long long)m,
+			      (unsigned long long)n, (unsigned long long)k, ta ? " A^T" : "",
+			      tb ? " B^T" : "", beta, kind == BDX_REAL ? "real" : "operand");
 
 	t.tolerance = kind == BDX_REAL ? 2e-6 : rounding();
 	random_values(&t, IN, OPERAND, (ta ? k : m) * g.lda, 1);
@@ -446,12 +448,13 @@ static void scale_gradients(void)
 /* Any bits, the special ones often. */
 static uint32_t odd_bits(enum bd_dtype dtype)
 {
-	static const uint32_t single[] = { 0, 0x80000000, 1, 0x807fffff, 0x00800000, 0x7f7fffff,
-					   0x7f800000, 0xff800000, 0x7f800001, 0xffc12345, 0x3f800000 };
-	static const uint16_t brain[] = { 0, 0x8000, 1, 0x807f, 0x0080, 0x7f7f, 0x7f80, 0xff80, 0x7f81,
-					  0xffff, 0x3f80 };
-	static const uint16_t half[] = { 0, 0x8000, 1, 0x83ff, 0x0400, 0x7bff, 0x7c00, 0xfc00, 0x7c01,
-					 0xffff, 0x3c00 };
+	static const uint32_t single[] = { 0,	       0x80000000, 1,	       0x807fffff,
+					   0x00800000, 0x7f7fffff, 0x7f800000, 0xff800000,
+					   0x7f800001, 0xffc12345, 0x3f800000 };
+	static const uint16_t brain[] = { 0,	  0x8000, 1,	  0x807f, 0x0080, 0x7f7f,
+					  0x7f80, 0xff80, 0x7f81, 0xffff, 0x3f80 };
+	static const uint16_t half[] = { 0,	 0x8000, 1,	 0x83ff, 0x0400, 0x7bff,
+					 0x7c00, 0xfc00, 0x7c01, 0xffff, 0x3c00 };
 	uint64_t d = dice();
 	unsigned pick = (unsigned)(d >> 40) % 11;
 
@@ -481,8 +484,13 @@ static void check_rebuild(uint64_t rows, uint64_t cols, enum bd_dtype base_dtype
 	uint8_t *out = need(malloc(count * out_size)), *wanted = need(malloc(count * size));
 	uint8_t *got = need(malloc(count * size));
 	float *scales = need(malloc((rows + cols) * sizeof(*scales)));
-	struct bd_sign_run run = { .cols = cols, .count = count, .planes = 1, .base_dtype = base_dtype,
-				   .out_dtype = out_dtype, .bits = { bits }, .row = { scales },
+	struct bd_sign_run run = { .cols = cols,
+				   .count = count,
+				   .planes = 1,
+				   .base_dtype = base_dtype,
+				   .out_dtype = out_dtype,
+				   .bits = { bits },
+				   .row = { scales },
 				   .col = { scales + rows } };
 	struct bdx_signed w = { .base_dtype = base_dtype, .out_dtype = out_dtype, .rows = rows,
 				.cols = cols };
@@ -571,7 +579,8 @@ static void check_convert(enum bd_dtype to, enum bd_dtype from, uint64_t count)
 		memcpy(&f, &x, sizeof(f));
 		if (from == BD_F64 && dice() % 3 == 0)
 			wide = (double)f;
-		memcpy(source + i * from_size, from == BD_F64 ? (void *)&wide : (void *)&x, from_size);
+		memcpy(source + i * from_size, from == BD_F64 ? (void *)&wide : (void *)&x,
+		       from_size);
 	}
 	for (j = 0; j < 2; j++) {
 		struct bdx_ops *ops = tables[j];
@@ -594,8 +603,8 @@ static void check_convert(enum bd_dtype to, enum bd_dtype from, uint64_t count)
 	if (cuda->finish(cuda, &err))
 		verdict(name, "%s", err.text);
 	else if (i < count)
-		verdict(name, "%.17g became %g, %g is right", get(source, i, from), get(got[1], i, to),
-			get(got[0], i, to));
+		verdict(name, "%.17g became %g, %g is right", get(source, i, from),
+			get(got[1], i, to), get(got[0], i, to));
 	else
 		verdict(name, NULL);
 	free(source);
@@ -640,8 +649,8 @@ static void call_norm_backward(struct bdx_ops *ops, void **at, const void *detai
 {
 	const struct rows *r = detail;
 
-	ops->norm_backward(ops, r->kind, r->in_place ? at[1] : at[4], r->add, at[5], at[1], at[0], at[2],
-			   at[3], r->count, r->width, r->group, r->stride);
+	ops->norm_backward(ops, r->kind, r->in_place ? at[1] : at[4], r->add, at[5], at[1], at[0],
+			   at[2], at[3], r->count, r->width, r->group, r->stride);
 }
 
 static void call_add_bias(struct bdx_ops *ops, void **at, const void *detail)
@@ -697,8 +706,13 @@ static void norms(void)
 	enum bdx_norm kind;
 
 	for (kind = BDX_RMS_NORM; kind <= BDX_LAYER_NORM; kind++) {
-		struct rows r = { .count = 70, .width = 4096, .group = 1, .stride = 4096, .kind = kind,
-				  .out_kind = BDX_OPERAND, .bias = kind == BDX_LAYER_NORM };
+		struct rows r = { .count = 70,
+				  .width = 4096,
+				  .group = 1,
+				  .stride = 4096,
+				  .kind = kind,
+				  .out_kind = BDX_OPERAND,
+				  .bias = kind == BDX_LAYER_NORM };
 
 		check_norm(r, "plain");
 		r.add = true;
@@ -734,7 +748,8 @@ static void embeddings(void)
 		check(&t, call_embed, &r, NULL);
 
 		r.stride = r.width + 8;
-		t = begin("%s add_bias %llu", bd_dtype_name(cuda->operand), (unsigned long long)r.width);
+		t = begin("%s add_bias %llu", bd_dtype_name(cuda->operand),
+			  (unsigned long long)r.width);
 		random_values(&t, CHANGED, REAL, r.count * r.stride, 1);
 		random_values(&t, IN, REAL, r.width, 1);
 		check(&t, call_add_bias, &r, NULL);
@@ -750,8 +765,8 @@ static void call_rope(struct bdx_ops *ops, void **at, const void *detail)
 {
 	const struct rope *r = detail;
 
-	ops->rope(ops, at[0], at[1], r->tokens, r->length, r->start, r->heads, r->head_dim, r->rotated,
-		  r->stride, r->backward);
+	ops->rope(ops, at[0], at[1], r->tokens, r->length, r->start, r->heads, r->head_dim,
+		  r->rotated, r->stride, r->backward);
 }
 
 static void ropes(void)
@@ -803,19 +818,23 @@ static void activations(void)
 	int i;
 
 	for (i = 0; i < 12; i++) {
-		struct activation a = { .f = (enum bdx_activation)(i % 3), .rows = 19,
-					.width = i / 3 % 2 ? 1032 : 77, .stride = 1040, .up = i / 6 };
+		struct activation a = { .f = (enum bdx_activation)(i % 3),
+					.rows = 19,
+					.width = i / 3 % 2 ? 1032 : 77,
+					.stride = 1040,
+					.up = i / 6 };
 		uint64_t total = a.rows * a.stride;
-		struct test t = begin("%s activate %s %llu%s", bd_dtype_name(cuda->operand), names[i % 3],
-				      (unsigned long long)a.width, a.up ? " with up" : "");
+		struct test t =
+			begin("%s activate %s %llu%s", bd_dtype_name(cuda->operand), names[i % 3],
+			      (unsigned long long)a.width, a.up ? " with up" : "");
 
 		t.tolerance = rounding();
 		random_values(&t, IN, REAL, total, 3);
 		random_values(&t, IN, REAL, total, 1);
 		output(&t, OPERAND, a.rows * a.width);
 		check(&t, call_activate, &a, NULL);
-		t = begin("%s activate_backward %s %llu%s", bd_dtype_name(cuda->operand), names[i % 3],
-			  (unsigned long long)a.width, a.up ? " with up" : "");
+		t = begin("%s activate_backward %s %llu%s", bd_dtype_name(cuda->operand),
+			  names[i % 3], (unsigned long long)a.width, a.up ? " with up" : "");
 		t.tolerance = rounding();
 		random_values(&t, IN, REAL, total, 3);
 		random_values(&t, IN, REAL, total, 1);
@@ -938,11 +957,13 @@ static const char *same_comparisons(void *const *got, void *const *wanted)
 		if (!(fabs(x[i].mse - y[i].mse) <= 1e-6 * y[i].mse) ||
 		    !(fabs(x[i].kl - y[i].kl) <= 1e-6 * y[i].kl + 3e-7) ||
 		    !(fabs(x[i].nll_student - y[i].nll_student) <= 1e-6) ||
-		    !(fabs(x[i].nll_teacher - y[i].nll_teacher) <= 1e-6) || x[i].agree != y[i].agree) {
-			snprintf(why, sizeof(why),
-				 "row %llu: mse %.8g %.8g, kl %.8g %.8g, nll %.8g %.8g, agree %d %d",
-				 (unsigned long long)i, x[i].mse, y[i].mse, x[i].kl, y[i].kl,
-				 x[i].nll_student, y[i].nll_student, x[i].agree, y[i].agree);
+		    !(fabs(x[i].nll_teacher - y[i].nll_teacher) <= 1e-6) ||
+		    x[i].agree != y[i].agree) {
+			snprintf(
+				why, sizeof(why),
+				"row %llu: mse %.8g %.8g, kl %.8g %.8g, nll %.8g %.8g, agree %d %d",
+				(unsigned long long)i, x[i].mse, y[i].mse, x[i].kl, y[i].kl,
+				x[i].nll_student, y[i].nll_student, x[i].agree, y[i].agree);
 			return why;
 		}
 	return NULL;
@@ -971,7 +992,8 @@ static void comparisons(void)
 		teacher = random_values(&t, IN, REAL, l->rows * l->teacher_stride, 2);
 		/* Alike, as after some training; two equal peaks in a row. */
 		for (r = 0; r < l->rows; r++) {
-			double *s = student + r * l->student_stride, *u = teacher + r * l->teacher_stride;
+			double *s = student + r * l->student_stride,
+			       *u = teacher + r * l->teacher_stride;
 
 			for (j = 0; r % 3 && j < l->vocabulary; j++)
 				s[j] = (double)(float)(u[j] + 0.01 * s[j]);
@@ -1148,8 +1170,9 @@ static void limits(void)
 		verdict("BITDELTA_GPU_MEMORY", "%s", err.text);
 	} else {
 		p = small->alloc(small, 100000000, &err);
-		if (!p || small->available(small) > 100000000 || small->alloc(small, 100000000, &said) ||
-		    said.code != -ENOMEM || !strstr(said.text, "BITDELTA_GPU_MEMORY"))
+		if (!p || small->available(small) > 100000000 ||
+		    small->alloc(small, 100000000, &said) || said.code != -ENOMEM ||
+		    !strstr(said.text, "BITDELTA_GPU_MEMORY"))
 			verdict("BITDELTA_GPU_MEMORY", "it limits nothing");
 		else
 			verdict("BITDELTA_GPU_MEMORY", NULL);

@@ -552,6 +552,48 @@ static void passes_repeat(void **state)
 	}
 }
 
+/* Matrices that stay for the backward pass: all, some, none; and passes of another kind between. */
+static void kept_matrices(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < SHAPES; i++) {
+		struct made *made = make(&shapes[i]);
+		struct opened o = open_student(made, BD_F32);
+		struct pass p = new_pass(&o, 2, 5);
+		uint64_t count = o.model->scale_count;
+		double *scales = get(o.ops, o.model->scales, count), *before[2], *after;
+		static const size_t bytes[] = { SIZE_MAX / 2, 3000, 0, 1000 };
+		size_t plain = bdx_model_pass_bytes(o.model, 10, 5, true);
+
+		for (int k = 0; k < 2; k++) {
+			before[k] = gradients_of(&p);
+			for (uint64_t s = 0; s < count; s++)
+				scales[s] *= 1.25;
+			put(o.ops, o.model->scales, scales, count);
+		}
+		for (size_t b = 0; b < 4; b++) {
+			bdx_model_keep_weights(o.model, bytes[b]);
+			assert_int_equal(bdx_model_backward(o.model, p.hidden_gradient, &err), -EINVAL);
+			assert_true(b > 0 ||
+				    bdx_model_pass_bytes(o.model, 10, 5, true) > plain);
+			assert_true(bdx_model_pass_bytes(o.model, 10, 5, true) <= plain + bytes[b] + 65536);
+			for (uint64_t s = 0; s < count; s++)
+				scales[s] /= 1.25 * 1.25;
+			for (int k = 0; k < 2; k++) {
+				put(o.ops, o.model->scales, scales, count);
+				after = gradients_of(&p);
+				assert_memory_equal(after, before[k], count * sizeof(double));
+				must(bdx_model_forward(o.model, p.tokens, 1, 3, false, p.hidden, &err));
+				for (uint64_t s = 0; s < count; s++)
+					scales[s] *= 1.25;
+			}
+		}
+		end_pass(&p);
+		closed(&o);
+		free(made);
+	}
+}
+
 static void backward_needs_training(void **state)
 {
 	struct made *made = make(&shapes[0]);
@@ -1148,6 +1190,7 @@ int main(void)
 		cmocka_unit_test(gradients_are_differences),
 		cmocka_unit_test(trained_scales),
 		cmocka_unit_test(passes_repeat),
+		cmocka_unit_test(kept_matrices),
 		cmocka_unit_test(backward_needs_training),
 		cmocka_unit_test(many_passes),
 		cmocka_unit_test(decoders_agree),
