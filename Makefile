@@ -55,6 +55,7 @@ FUZZ_SRC  := $(wildcard tests/fuzz/fuzz_*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
 READ_SRC  := $(wildcard tests/mount/*.c)
 DEVICE_SRC := $(wildcard tests/gpu/*.c)
+ENGINE_SRC := $(wildcard tests/engine/*.c)
 
 obj = $(patsubst %.c,$(B)/%.o,$(1))
 SONAME   := libbitdelta.so.0
@@ -64,6 +65,7 @@ REPLAYS  := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%-replay,$(FUZZ_SRC))
 BENCHES  := $(patsubst tests/bench/%.c,$(B)/bench/%,$(BENCH_SRC))
 READERS  := $(patsubst tests/mount/%.c,$(B)/mount/%,$(READ_SRC))
 DEVICES  := $(patsubst tests/gpu/%.c,$(B)/device/%,$(DEVICE_SRC))
+ENGINES  := $(patsubst tests/engine/%.c,$(B)/engine/%,$(ENGINE_SRC))
 CUDA     := $(if $(SAN)$(if $(NVCC),,none),,$(B)/bitdelta-cuda.so)
 
 .PHONY: all demo check bench install uninstall deb deps unit mount-test gpu-test fuzz clean tests
@@ -124,9 +126,9 @@ $(B)/unit/%: $(B)/tests/unit/%.o $(B)/tests/unit/testdata.o $(B)/libbdgpu.a $(B)
 		$(DELTA_LIBS) $(GPU_LIBS)
 $(B)/unit/test_mountstats: $(B)/mount-tools/mountstats.o
 $(B)/unit/test_models: $(patsubst %,$(B)/fs/%.o,models scan sources tree stats log)
-$(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbitdelta.a
+$(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
@@ -135,8 +137,13 @@ $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libbitdelta.a
 $(B)/device/%: $(B)/tests/gpu/%.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -Wl,--as-needed -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
+# The engine by itself, to be held against other implementations.
+$(B)/engine/%: $(B)/tests/engine/%.o $(B)/libbdgpu.a $(B)/libbitdelta.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
 
 $(B)/gpu/%.o: DELTA_CFLAGS += $(GPU_CFLAGS)
+$(B)/gpu/general.o: $(wildcard gpu/general/*.txt)
 $(B)/mount-tools/doctor.o: DELTA_CFLAGS += $(FUSE_CFLAGS)
 $(B)/tests/bench/reference_server.o: DELTA_CFLAGS += $(FUSE_CFLAGS)
 $(B)/bench/reference_server: DELTA_LIBS += $(FUSE_LIBS)
@@ -146,7 +153,7 @@ $(B)/mount/%: tests/mount/%.c tests/mount/dice.h
 	@mkdir -p $(@D)
 	$(CC) $(filter-out $(SAN),$(ALL_CFLAGS)) $(ALL_CPPFLAGS) $(FUSE_CFLAGS) -o $@ $< $(FUSE_LIBS)
 
-tests: $(UNITS) $(REPLAYS) $(BENCHES) $(READERS) $(DEVICES)
+tests: $(UNITS) $(REPLAYS) $(BENCHES) $(READERS) $(DEVICES) $(ENGINES)
 
 deps:
 	tests/setup.sh build

@@ -14,7 +14,7 @@
 #include "json.h"
 
 #define MAX_CALIB ((size_t)1 << 30) /* bytes of a user's file */
-#define TOGETHER 128                /* sequences that are generated at once, where memory allows */
+#define TOGETHER 64                 /* sequences that are generated at once, where memory allows */
 #define MAX_STARTS 4096             /* control tokens that text may begin with */
 
 void bdx_windows_free(struct bdx_windows *windows)

@@ -18,7 +18,11 @@
 #include "refine.h"
 
 #define HELD_OUT 32       /* windows that are not learned from */
-#define MEASURE_EVERY 25  /* steps from one look at the held-out windows to the next */
+#define DISTINCT 480      /* windows to learn from, at least, where the steps need so many; they are then
+                           * seen more than once (256 of each origin were as good as fresh ones) */
+#define MEASURE_EVERY 50  /* steps from one look at the held-out windows to the next */
+#define KEPT_WEIGHTS ((size_t)3 << 30) /* bytes of rebuilt matrices that wait for the backward pass, */
+#define SPARE ((size_t)1 << 30)        /* where that much is left */
 #define DIVERGED 1.5      /* times the divergence at the beginning: go back, with smaller steps */
 #define RATE 0.02         /* of a scale's size, the largest step */
 #define WARM_UP 10        /* steps until then */
@@ -112,11 +116,25 @@ static int open_inputs(struct distill *d, struct bd_error *err)
 	return open_tokenizer(d, err);
 }
 
-/* Floating-point operations of everything: for each token that is learned from one pass of the teacher, one
- * forward and two backward of the student; and what is generated and measured. */
+/* Batches of different windows; later steps begin again with the first. */
+static uint64_t batches(const struct distill *d)
+{
+	uint64_t steps = d->options->steps, batch = d->options->batch;
+	uint64_t least = (DISTINCT + batch - 1) / batch;
+
+	return steps <= least ? steps : steps / 2 > least ? steps / 2 : least;
+}
+
+static uint64_t learned(const struct distill *d)
+{
+	return batches(d) * d->options->batch;
+}
+
+/* Floating-point operations of everything: for each step one forward pass of the student and what two more
+ * would take backward; each window is written and seen by the teacher; and what is measured. */
 static double all_operations(const struct distill *d)
 {
-	double passes = 5.0 * (double)(d->options->steps * d->options->batch);
+	double passes = 3.0 * (double)(d->options->steps * d->options->batch) + 2.0 * (double)learned(d);
 	double looks = (double)HELD_OUT * (2.0 + (double)d->options->steps / MEASURE_EVERY);
 
 	return 2 * bdx_config_products(d->config) * (passes + looks) * (double)d->options->length;
@@ -159,11 +177,6 @@ static uint64_t from_fine(const struct distill *d, uint64_t count)
 static uint64_t from_base(const struct distill *d, uint64_t count)
 {
 	return d->tokenizer ? count * 3 / 8 : count - from_fine(d, count);
-}
-
-static uint64_t learned(const struct distill *d)
-{
-	return d->options->steps * d->options->batch;
 }
 
 /* Let the base write its part. A base that the engine does not know writes nothing. */
@@ -392,8 +405,8 @@ static int learn(struct distill *d, uint64_t step, double rate, uint64_t since, 
 	int rc;
 
 	ops->zero(ops, s->scale_gradient, s->scale_count * bdx_real_size(ops));
-	rc = bdx_judge_learn(d->judge, s, HELD_OUT + step * o->batch, o->batch, d->mse_weight,
-			     d->kl_weight, factor, NULL, err);
+	rc = bdx_judge_learn(d->judge, s, HELD_OUT + step % batches(d) * o->batch, o->batch,
+			     d->mse_weight, d->kl_weight, factor, NULL, err);
 	if (rc < 0)
 		return rc;
 	ops->adam(ops, &adam, s->scales, s->scale_gradient, d->unit, d->m, d->v, s->scale_count);
@@ -486,6 +499,18 @@ out:
 	return rc;
 }
 
+/* Bytes for rebuilt weights that a training pass leaves free. */
+static size_t spare_memory(const struct distill *d)
+{
+	uint64_t length = d->options->length, tokens = d->options->batch * length;
+	size_t left = d->ops->available(d->ops);
+	size_t pass = bdx_model_pass_bytes(d->student, tokens, length, true) + SPARE;
+
+	if (left < pass)
+		return 0;
+	return left - pass < KEPT_WEIGHTS ? left - pass : KEPT_WEIGHTS;
+}
+
 static int run_student(struct distill *d, struct bd_error *err)
 {
 	struct bdx_distill_report *r = d->report;
@@ -498,6 +523,8 @@ static int run_student(struct distill *d, struct bd_error *err)
 	r->seconds_load += bdx_now() - started;
 	if (rc == 0)
 		rc = open_optimiser(d, err);
+	if (rc == 0)
+		bdx_model_keep_weights(d->student, spare_memory(d));
 	started = bdx_now();
 	if (rc == 0)
 		rc = learn_all(d, err);

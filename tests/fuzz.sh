@@ -16,6 +16,7 @@ fixed=()
 if setarch "$(uname -m)" -R true 2>/dev/null; then
 	fixed=(setarch "$(uname -m)" -R) # sanitizers of clang 14 to 17 dislike 32 bits of random placement
 fi
+libraries="libcjson libxxhash zlib libpcre2-8 libutf8proc"
 status=0
 for source in tests/fuzz/fuzz_*.c; do
 	name=$(basename "$source" .c)
@@ -24,9 +25,9 @@ for source in tests/fuzz/fuzz_*.c; do
 	echo "fuzz: building $name"
 	# shellcheck disable=SC2046
 	clang -std=gnu11 -O1 -g -ffp-contract=off -pthread -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=undefined -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Idelta \
-		$(pkg-config --cflags libcjson libxxhash zlib) -o "$out/$name/run" "$source" delta/*.c \
-		$(pkg-config --libs libcjson libxxhash zlib) -lm
+		-fno-sanitize-recover=undefined -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Idelta -Igpu \
+		$(pkg-config --cflags $libraries) -o "$out/$name/run" "$source" delta/*.c gpu/*.c \
+		$(pkg-config --libs $libraries) -ldl -lm
 	echo "fuzz: $name for $seconds s"
 	if "${fixed[@]}" "$out/$name/run" -max_total_time="$seconds" -timeout=25 -rss_limit_mb=2048 \
 		-print_final_stats=1 -artifact_prefix="$out/$name/" "$out/$name/new" \
