@@ -89,7 +89,7 @@ int bd_container_place(struct bd_container *c, const char *kind, const char *nam
 int bd_container_add(struct bd_container *c, const char *kind, const char *name, const void *data,
 		     uint64_t size, struct bd_error *err)
 {
-	uint64_t offset;
+	uint64_t offset = 0;
 	int rc = bd_container_place(c, kind, name, BD_U8, 1, &size, size, &offset, err);
 
 	return rc < 0 ? rc : bd_output_write(c->output, data, size, offset, err);

@@ -21,6 +21,7 @@ struct refinement {
 				   * the delta's */
 	const char **wanted;      /* for each tensor of the container its hash; NULL: none is known */
 	struct bd_container *container;
+	const atomic_int *stop;
 };
 
 static int out_of_memory(const struct refinement *r, struct bd_error *err)
@@ -119,8 +120,8 @@ static int copy_tensor(struct refinement *r, const struct bd_tensor *t, struct b
 				    &offset, err);
 
 	if (rc == 0)
-		rc = bd_store_copy(r->container, r->delta->file, t->offset, t->size, offset, NULL, found,
-				   err);
+		rc = bd_store_copy(r->container, r->delta->file, t->offset, t->size, offset,
+				   r->stop, found, err);
 	if (rc == 0 && wanted && strcmp(found, wanted) != 0)
 		rc = bd_error_set(err, -EIO, "%s: '%s' at byte %" PRIu64 " is damaged: its hash is %s, "
 				  "expected %s", r->delta->file->path, t->name, t->offset, found, wanted);
@@ -164,9 +165,9 @@ static int write_all(struct refinement *r, struct bd_error *err)
 }
 
 int bd_refine(const struct bd_delta *delta, const float *scales, const char *path,
-	      struct bd_error *err)
+	      const atomic_int *stop, struct bd_error *err)
 {
-	struct refinement r = { .delta = delta, .scales = scales };
+	struct refinement r = { .delta = delta, .scales = scales, .stop = stop };
 	int rc = bd_store_check_name(path, err);
 
 	if (rc == 0)

@@ -89,7 +89,7 @@ int bd_store_file(struct bd_container *c, const char *name, const char *data, si
 		  struct bd_error *err)
 {
 	char *packed = NULL;
-	uint64_t packed_size;
+	uint64_t packed_size = 0;
 	int rc = deflate_bytes(c, data, size, &packed, &packed_size, err);
 
 	if (rc == 0)
@@ -103,7 +103,7 @@ int bd_store_manifest(struct bd_container *c, const struct bd_delta *delta, cons
 {
 	struct bd_buffer text = { 0 };
 	char hash[BD_HASH], metadata[200], *packed = NULL;
-	uint64_t packed_size;
+	uint64_t packed_size = 0;
 	int rc;
 
 	bd_manifest_print(delta, &text);

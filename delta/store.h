@@ -14,9 +14,9 @@
 /* -EINVAL unless PATH is named SOMETHING.bdelta, as mounts want it. */
 int bd_store_check_name(const char *path, struct bd_error *err);
 
-/* Copy `size` bytes of FILE from the offset `from` to the offset `to` of the output, which has been given
- * (bd_container_place); their hash goes to xxh128. For any number of threads. -EINTR where `stop`, which
- * may be NULL, became non-zero. */
+/* Copy `size` bytes of FILE from the offset `from` to the offset `to` of the output, which has
+ * been given (bd_container_place); their hash goes to xxh128. For any number of threads. -EINTR
+ * where `stop`, which may be NULL, became non-zero. */
 int bd_store_copy(struct bd_container *c, struct bd_file *file, uint64_t from, uint64_t size,
 		  uint64_t to, const atomic_int *stop, char xxh128[BD_HASH], struct bd_error *err);
 
@@ -28,8 +28,9 @@ int bd_store_scales(struct bd_container *c, const float *scales, uint64_t count,
 int bd_store_file(struct bd_container *c, const char *name, const char *data, size_t size,
 		  struct bd_error *err);
 
-/* Place and write the manifest of `delta` as bd_manifest_print gives it, then the header: the last to be
- * stored. -E2BIG where no reader would take it; SOURCE names in that sentence where it came from. */
+/* Place and write the manifest of `delta` as bd_manifest_print gives it, then the header: the
+ * last to be stored. -E2BIG where no reader would take it; SOURCE names in that sentence where
+ * it came from. */
 int bd_store_manifest(struct bd_container *c, const struct bd_delta *delta, const char *source,
 		      struct bd_error *err);
 

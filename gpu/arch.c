@@ -459,11 +459,9 @@ static void read_head(struct bdx_settings *s, const struct description *d, struc
 
 static void add_eos(struct bdx_config *c, double token)
 {
-	for (unsigned i = 0; i < c->eos_count; i++)
-		if (c->eos[i] == (int32_t)token)
-			return;
 	/* Numbers that no token has never end anything. */
 	if (token >= 0 && token < (double)c->vocabulary && token == floor(token) &&
+	    !bdx_config_is_end(c, (int32_t)token) &&
 	    c->eos_count < sizeof(c->eos) / sizeof(c->eos[0]))
 		c->eos[c->eos_count++] = (int32_t)token;
 }
@@ -566,4 +564,12 @@ void bdx_config_free(struct bdx_config *c)
 	free(c->frequencies);
 	free(c->slopes);
 	free(c);
+}
+
+bool bdx_config_is_end(const struct bdx_config *c, int32_t token)
+{
+	for (unsigned i = 0; i < c->eos_count; i++)
+		if (c->eos[i] == token)
+			return true;
+	return false;
 }

@@ -44,14 +44,17 @@ struct bdx_config { /* one model, all settled */
 	double *slopes;            /* [heads]; owned */
 	bool tied;                 /* the head is the embedding */
 	int32_t bos;               /* -1: none */
-	int32_t eos[16];
+	int32_t eos[16];           /* that end texts, all within the vocabulary */
 	unsigned eos_count;
 };
 
-/* Read config.json (and generation_config.json for more end tokens) of a source; tensors decide what config.json leaves open (a
- * head of its own, biases). -ENOTSUP for an architecture, or a setting of it, that the engine does not
- * know; the sentence names it. */
+/* Read config.json (and generation_config.json for more end tokens, or another first one) of a
+ * source; tensors decide what config.json leaves open (a head of its own, biases). -ENOTSUP for
+ * an architecture, or a setting of it, that the engine does not know; the sentence names it. */
 int bdx_config_read(struct bdx_config **config, struct bdx_source *source, struct bd_error *err);
 void bdx_config_free(struct bdx_config *config); /* NULL allowed */
+
+/* Does this token end texts? */
+bool bdx_config_is_end(const struct bdx_config *config, int32_t token);
 
 #endif

@@ -98,7 +98,7 @@ static size_t slots_for(size_t count)
 int bdx_bpe_index(struct bdx_bpe *bpe, const char *name, struct bd_error *err)
 {
 	size_t slots = slots_for(bpe->count);
-	char text[8];
+	char text[64]; /* 8 would do, but not for the warnings of gcc -O3, which sees the hash read more */
 
 	if (getrandom(&bpe->seed, sizeof(bpe->seed), 0) != sizeof(bpe->seed))
 		bpe->seed = (uintptr_t)bpe->tokens;

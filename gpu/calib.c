@@ -14,8 +14,10 @@
 #include "json.h"
 
 #define MAX_CALIB ((size_t)1 << 30) /* bytes of a user's file */
+#define PART ((size_t)256 << 10)    /* of them are tokenized at a time, or a little more */
 #define TOGETHER 64                 /* sequences that are generated at once, where memory allows */
 #define MAX_STARTS 4096             /* control tokens that text may begin with */
+#define DRAWS 100                   /* places in the general text that may give no window */
 
 void bdx_windows_free(struct bdx_windows *windows)
 {
@@ -85,17 +87,22 @@ int bdx_windows_append(struct bdx_windows *to, const struct bdx_windows *from, u
 	return 0;
 }
 
+static bool all_known(const int32_t *tokens, uint64_t length, uint64_t vocabulary)
+{
+	for (uint64_t i = 0; i < length; i++)
+		if ((uint64_t)tokens[i] >= vocabulary)
+			return false;
+	return true;
+}
+
 void bdx_windows_restrict(struct bdx_windows *w, uint64_t vocabulary)
 {
 	uint64_t kept = 0;
 
 	for (uint64_t i = 0; i < w->count; i++) {
 		const int32_t *window = w->tokens + i * w->length;
-		uint64_t known = 0;
 
-		while (known < w->length && (uint64_t)window[known] < vocabulary)
-			known++;
-		if (known == w->length)
+		if (all_known(window, w->length, vocabulary))
 			memmove(w->tokens + kept++ * w->length, window,
 				w->length * sizeof(*window));
 	}
@@ -113,7 +120,8 @@ struct starts {
 	uint64_t vocabulary;
 };
 
-/* The control tokens that conversations consist of: those whose text stands in the chat template. */
+/* The control tokens that conversations consist of: those whose text stands in the chat
+ * template. */
 static int find_control(struct starts *starts, struct bdx_source *source, struct bd_error *err)
 {
 	static const char *const homes[] = { "chat_template.jinja", "tokenizer_config.json" };
@@ -128,7 +136,8 @@ static int find_control(struct starts *starts, struct bdx_source *source, struct
 	for (int i = 0; i < 2; i++)
 		if (bdx_source_file(source, homes[i], &texts[i], &size, NULL) < 0)
 			texts[i] = NULL;
-	/* In tokenizer_config.json control tokens are named elsewhere, too; and they need no escapes. */
+	/* In tokenizer_config.json control tokens are named elsewhere, too; and they need no
+	 * escapes. */
 	template = texts[0] ? texts[0] : texts[1] ? strstr(texts[1], "\"chat_template\"") : NULL;
 	if (!template)
 		goto out;
@@ -162,7 +171,7 @@ static int32_t draw_text(const struct starts *s, uint64_t seed, uint64_t index)
 
 	if (s->tokenizer && bdx_tokenizer_size(s->tokenizer) < limit)
 		limit = bdx_tokenizer_size(s->tokenizer);
-	for (uint64_t i = 0; i < 64; i++) {
+	for (uint64_t i = 0; limit > 0 && i < 64; i++) {
 		int32_t token = (int32_t)below(limit, seed, index * 64 + i);
 
 		if (!s->tokenizer || !bdx_tokenizer_is_special(s->tokenizer, token))
@@ -171,8 +180,8 @@ static int32_t draw_text(const struct starts *s, uint64_t seed, uint64_t index)
 	return s->begin >= 0 ? s->begin : 0;
 }
 
-/* The first token of sequence `index`: every second one BOS; of the others every fourth a control token of
- * conversations, where there are any. */
+/* The first token of sequence `index`: every second one BOS; of the others every fourth a
+ * control token of conversations, where there are any. */
 static int32_t draw_start(const struct starts *s, uint64_t seed, uint64_t index)
 {
 	if (index % 2 == 0 && s->begin >= 0)
@@ -180,14 +189,6 @@ static int32_t draw_start(const struct starts *s, uint64_t seed, uint64_t index)
 	if (index % 8 == 1 && s->control_count)
 		return s->control[below(s->control_count, seed, index)];
 	return draw_text(s, seed, index);
-}
-
-static bool is_end(const struct bdx_config *config, int32_t token)
-{
-	for (unsigned i = 0; i < config->eos_count; i++)
-		if (config->eos[i] == token)
-			return true;
-	return false;
 }
 
 static void put_real(const struct bdx_ops *ops, void *vector, uint64_t index, double value)
@@ -198,7 +199,8 @@ static void put_real(const struct bdx_ops *ops, void *vector, uint64_t index, do
 		((float *)vector)[index] = (float)value;
 }
 
-/* `count` sequences at once, into `tokens`: [count, length]. `first` is the number of the first one. */
+/* `count` sequences at once, into `tokens`: [count, length]. `first` is the number of the first
+ * one. */
 static int generate_some(struct bdx_model *model, struct bdx_decoder *decoder,
 			 const struct starts *starts, uint64_t first, uint64_t count,
 			 uint64_t length, uint64_t seed, int32_t *tokens, int32_t *column,
@@ -227,10 +229,12 @@ static int generate_some(struct bdx_model *model, struct bdx_decoder *decoder,
 		ops->sample(ops, column_device, logits, uniform_device, count, config->vocabulary, 1.0);
 		ops->download(ops, column, column_device, count * sizeof(*column));
 		rc = ops->finish(ops, err);
+		/* After the end of a text another one begins. */
 		for (uint64_t i = 0; i < count; i++) {
-			/* After the end of a text another one begins. */
-			if (is_end(config, tokens[i * length + t - 1]) && config->bos >= 0 &&
-			    tokens[i * length + t - 1] != config->bos)
+			int32_t before = tokens[i * length + t - 1];
+
+			if (config->bos >= 0 && before != config->bos &&
+			    bdx_config_is_end(config, before))
 				column[i] = config->bos;
 			tokens[i * length + t] = column[i];
 		}
@@ -279,7 +283,8 @@ int bdx_generate_windows(struct bdx_windows *windows, struct bdx_model *model,
 		goto out;
 	}
 	for (uint64_t i = 0; rc == 0 && i < count; i += together) {
-		/* The last group runs again over some of the group before it: the decoder has one size. */
+		/* The last group runs again over some of the group before it: the decoder has
+		 * one size. */
 		uint64_t first = i + together <= count ? i : count - together;
 
 		rc = generate_some(model, decoder, &starts, first, together, length, seed,
@@ -301,10 +306,9 @@ out:
 
 /* ---- Text that is given ---- */
 
-/* Windows at random places of a run of tokens. */
-static int cut(struct bdx_windows *windows, const int32_t *tokens, uint64_t available,
-	       uint64_t count, uint64_t length, uint64_t seed, const char *name,
-	       struct bd_error *err)
+int bdx_cut_windows(struct bdx_windows *windows, const int32_t *tokens, uint64_t available,
+		    uint64_t count, uint64_t length, uint64_t seed, const char *name,
+		    struct bd_error *err)
 {
 	int rc;
 
@@ -326,36 +330,41 @@ static size_t next_word(const char *text, size_t size, size_t at)
 	return at;
 }
 
-/* Places are drawn from the text, not from its tokens: what takes many tokens (a script that the tokenizer
- * has no words for) would else take most windows. */
+/* Places are drawn from the text, not from its tokens: what takes many tokens (a script that the
+ * tokenizer has no words for) would else take most windows. */
 int bdx_general_windows(struct bdx_windows *windows, const struct bdx_tokenizer *tokenizer,
-			uint64_t count, uint64_t length, uint64_t seed, struct bd_error *err)
+			uint64_t vocabulary, uint64_t count, uint64_t length, uint64_t seed,
+			const struct bd_watch *watch, struct bd_error *err)
 {
 	size_t size, found;
 	const char *text = bdx_general_text(&size);
+	uint64_t filled = 0, most = DRAWS + 4 * count;
+	size_t too_late = size; /* from there on too little text is left */
 	int32_t *tokens;
 	int rc = allocate(windows, count, length, err);
 
-	for (uint64_t i = 0, draw = 0; rc == 0 && i < count; draw++) {
-		size_t at = next_word(text, size, below(size, seed, draw)), part = 8 * length;
+	for (uint64_t draw = 0; rc == 0 && filled < count && draw < most; draw++) {
+		size_t at = next_word(text, size, below(size, seed, draw)), part = 4 * length;
 
+		if (at >= too_late)
+			continue;
 		do {
-			part = part < size - at ? part : size - at;
-			rc = bdx_tokenizer_encode(tokenizer, text + at, part, false, &tokens, &found,
-						  err);
+			rc = bdx_check_cancel(watch, err);
+			part = 2 * part < size - at ? 2 * part : size - at;
+			if (rc == 0)
+				rc = bdx_tokenizer_encode(tokenizer, text + at, part, false,
+							  &tokens, &found, err);
 			if (rc < 0)
 				break;
-			if (found >= length)
-				memcpy(windows->tokens + i * length, tokens,
+			if (found >= length && all_known(tokens, length, vocabulary))
+				memcpy(windows->tokens + filled++ * length, tokens,
 				       length * sizeof(*tokens));
 			free(tokens);
-		} while (found < length && at + part < size && (part *= 2));
-		if (rc == 0 && found >= length)
-			i++;
-		else if (rc == 0 && draw > 100 * (count + 1))
-			rc = bd_error_set(err, -EINVAL, "the general text gives too few tokens for a "
-					  "window of %" PRIu64, length);
+		} while (found < length && at + part < size);
+		if (rc == 0 && found < length)
+			too_late = at;
 	}
+	windows->count = filled;
 	if (rc < 0)
 		bdx_windows_free(windows);
 	return rc;
@@ -394,11 +403,42 @@ static int add_text(struct tokens *to, const struct bdx_tokenizer *tokenizer, co
 	if (rc < 0)
 		return rc;
 	rc = reserve(to, count, err);
-	if (rc == 0) {
+	if (rc == 0 && count) {
 		memcpy(to->data + to->count, tokens, count * sizeof(*tokens));
 		to->count += count;
 	}
 	free(tokens);
+	return rc;
+}
+
+/* Where text that is too long to be tokenized at once may be cut: after a line, or else before a
+ * word. */
+static size_t cut_text(const char *text, size_t size)
+{
+	const char *end;
+
+	if (size <= PART)
+		return size;
+	end = memchr(text + PART, '\n', size - PART < PART ? size - PART : PART);
+	if (end)
+		return (size_t)(end + 1 - text);
+	end = memchr(text + PART, ' ', size - PART);
+	return end ? (size_t)(end - text) : size;
+}
+
+/* A part at a time, so that it can be interrupted. */
+static int add_parts(struct tokens *to, const struct bdx_tokenizer *tokenizer, const char *text,
+		     size_t size, const char *path, const struct bd_watch *watch,
+		     struct bd_error *err)
+{
+	int rc = 0;
+
+	for (size_t at = 0, n; rc == 0 && at < size; at += n) {
+		n = cut_text(text + at, size - at);
+		rc = bdx_check_cancel(watch, err);
+		if (rc == 0)
+			rc = add_text(to, tokenizer, text + at, n, path, err);
+	}
 	return rc;
 }
 
@@ -407,7 +447,7 @@ static int add_line(struct tokens *to, const struct bdx_tokenizer *tokenizer, co
 		    size_t size, uint64_t origin, const char *path, struct bd_error *err)
 {
 	struct bd_json j;
-	char key[64], *text = NULL;
+	char key[4096], *text = NULL;
 	size_t length;
 	uint64_t token;
 	int rc;
@@ -446,7 +486,7 @@ static bool ends_in(const char *name, const char *end)
 
 int bdx_file_tokens(int32_t **tokens, uint64_t *count, const char *path,
 		    const struct bdx_tokenizer *tokenizer, uint64_t vocabulary,
-		    struct bd_error *err)
+		    const struct bd_watch *watch, struct bd_error *err)
 {
 	struct tokens all = { 0 };
 	char *data = NULL;
@@ -466,12 +506,13 @@ int bdx_file_tokens(int32_t **tokens, uint64_t *count, const char *path,
 			const char *end = memchr(data + at, '\n', size - at);
 			size_t n = end ? (size_t)(end - (data + at)) : size - at;
 
-			if (strspn(data + at, " \t\r") < n)
+			rc = bdx_check_cancel(watch, err);
+			if (rc == 0 && strspn(data + at, " \t\r") < n)
 				rc = add_line(&all, tokenizer, data + at, n, at, path, err);
 			at += n + 1;
 		}
 	} else {
-		rc = add_text(&all, tokenizer, data, size, path, err);
+		rc = add_parts(&all, tokenizer, data, size, path, watch, err);
 	}
 	for (uint64_t i = 0; rc == 0 && i < all.count; i++)
 		if (all.data[i] < 0 || (uint64_t)all.data[i] >= vocabulary)
@@ -486,19 +527,4 @@ int bdx_file_tokens(int32_t **tokens, uint64_t *count, const char *path,
 	*tokens = all.data;
 	*count = all.count;
 	return 0;
-}
-
-int bdx_file_windows(struct bdx_windows *windows, const char *path,
-		     const struct bdx_tokenizer *tokenizer, uint64_t vocabulary, uint64_t count,
-		     uint64_t length, uint64_t seed, struct bd_error *err)
-{
-	int32_t *tokens;
-	uint64_t available;
-	int rc = bdx_file_tokens(&tokens, &available, path, tokenizer, vocabulary, err);
-
-	if (rc < 0)
-		return rc;
-	rc = cut(windows, tokens, available, count, length, seed, path, err);
-	free(tokens);
-	return rc;
 }

@@ -21,28 +21,31 @@ void bdx_windows_restrict(struct bdx_windows *windows, uint64_t vocabulary);
 /* A random number in [0, 1) from a counter: the same on every machine. */
 double bdx_uniform(uint64_t seed, uint64_t index);
 
-/* `count` windows of text that the model writes itself at temperature 1: half of them begin with the BOS
- * token (where there is one), half with a token drawn evenly from those of the tokenizer that are text, some
- * of these with the control tokens that the source's chat template mentions. tokenizer and source may be
- * NULL. */
+/* `count` windows of text that the model writes itself at temperature 1: half of them begin with
+ * the BOS token (where there is one), half with a token drawn evenly from those of the tokenizer
+ * that are text, some of these with the control tokens that the source's chat template mentions.
+ * tokenizer and source may be NULL. */
 int bdx_generate_windows(struct bdx_windows *windows, struct bdx_model *model,
 			 struct bdx_source *source, const struct bdx_tokenizer *tokenizer,
 			 uint64_t count, uint64_t length, uint64_t seed,
 			 const struct bd_watch *watch, struct bd_error *err);
 
-/* `count` windows at random places of the general text that the program carries. */
+/* `count` windows at random places of the general text that the program carries, of tokens below
+ * `vocabulary`; fewer, perhaps none, where the tokenizer makes too few such tokens of it. */
 int bdx_general_windows(struct bdx_windows *windows, const struct bdx_tokenizer *tokenizer,
-			uint64_t count, uint64_t length, uint64_t seed, struct bd_error *err);
+			uint64_t vocabulary, uint64_t count, uint64_t length, uint64_t seed,
+			const struct bd_watch *watch, struct bd_error *err);
 
-/* All tokens of a user's file, each within the vocabulary: UTF-8 text; JSON lines (.jsonl, .json) whose objects
- * have a "text" or "tokens", an array of token numbers; or little-endian int32 token numbers (.tokens, .bin).
- * *tokens is malloced. */
+/* All tokens of a user's file, each within the vocabulary: UTF-8 text; JSON lines (.jsonl,
+ * .json) whose objects have a "text" or "tokens", an array of token numbers; or little-endian
+ * int32 token numbers (.tokens, .bin). *tokens is malloced. */
 int bdx_file_tokens(int32_t **tokens, uint64_t *count, const char *path,
 		    const struct bdx_tokenizer *tokenizer, uint64_t vocabulary,
+		    const struct bd_watch *watch, struct bd_error *err);
+/* `count` windows at random places of a run of tokens. NAME is what messages call it. -EINVAL
+ * where it is shorter than one. */
+int bdx_cut_windows(struct bdx_windows *windows, const int32_t *tokens, uint64_t available,
+		    uint64_t count, uint64_t length, uint64_t seed, const char *name,
 		    struct bd_error *err);
-/* `count` windows at random places of them. */
-int bdx_file_windows(struct bdx_windows *windows, const char *path,
-		     const struct bdx_tokenizer *tokenizer, uint64_t vocabulary, uint64_t count,
-		     uint64_t length, uint64_t seed, struct bd_error *err);
 
 #endif

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "ops_cpu.h"
+
 /* The number of "cuda" (0) or "cuda:N"; -1 for other text. */
 static int cuda_index(const char *text)
 {
@@ -51,6 +53,12 @@ int bdx_device_open(struct bdx_ops **ops, const char *text, enum bd_dtype dtype,
 bool bdx_device_is_cpu(const struct bdx_ops *ops)
 {
 	return strncmp(ops->name, "CPU", 3) == 0;
+}
+
+void bdx_device_watch(struct bdx_ops *ops, const struct bd_watch *watch)
+{
+	if (bdx_device_is_cpu(ops))
+		bdx_ops_cpu_cancel(ops, watch->cancel);
 }
 
 int bdx_device_estimate(struct bdx_ops *ops, double operations, double *seconds,

@@ -9,26 +9,31 @@
 /* Is TEXT "auto", "cpu", "cuda" or "cuda:N"? */
 bool bdx_device_is_valid(const char *text);
 
-/* Open what TEXT names, for a model whose weights are of `dtype`. "auto": the first CUDA device where
- * there is one that works, else the CPU; *why_not (may be NULL; `size` bytes) then says why there is no GPU. */
+/* Open what TEXT names, for a model whose weights are of `dtype`. "auto": the first CUDA device
+ * where there is one that works, else the CPU; *why_not (may be NULL; `size` bytes) then says
+ * why there is no GPU. */
 int bdx_device_open(struct bdx_ops **ops, const char *text, enum bd_dtype dtype, unsigned threads,
 		    char *why_not, size_t size, struct bd_error *err);
 bool bdx_device_is_cpu(const struct bdx_ops *ops);
+/* Work on the CPU, whose operations may take long, then stops inside of one when `watch` (which
+ * must live as long) is cancelled: everything after that fails with -EINTR. Without meaning for
+ * a GPU. */
+void bdx_device_watch(struct bdx_ops *ops, const struct bd_watch *watch);
 
-/* Seconds that `ops` would need for this many floating-point operations of matrix products, from a short
- * measurement of one product. */
+/* Seconds that `ops` would need for this many floating-point operations of matrix products, from
+ * a short measurement of one product. */
 int bdx_device_estimate(struct bdx_ops *ops, double operations, double *seconds,
 			struct bd_error *err);
-/* Longest estimate, in seconds, that still is "some minutes" and that an import waits for without being
- * asked to. */
+/* Longest estimate, in seconds, that still is "some minutes" and that an import waits for
+ * without being asked to. */
 #define BDX_PATIENCE 300.0
 /* "40 s", "12 minutes", "3 hours", "5 days" */
 void bdx_device_duration(double seconds, char text[32]);
 
 /* Weights in the products of one pass over a token. */
 double bdx_config_products(const struct bdx_config *config);
-/* The type of most of a model's weights: the operands that its products take. -EINVAL where the model has
- * no weights of floating point. */
+/* The type of most of a model's weights: the operands that its products take. -EINVAL where
+ * there are none, -ENOTSUP where they are not BF16, F16 or F32. */
 int bdx_config_dtype(const struct bdx_config *config, const struct bdx_source *source,
 		     enum bd_dtype *dtype, struct bd_error *err);
 

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,8 @@
 #define HELD_OUT 32       /* windows that are not learned from */
 #define DISTINCT 480      /* windows to learn from, at least, where the steps need so many; they are then
                            * seen more than once (256 of each origin were as good as fresh ones) */
-#define MEASURE_EVERY 50  /* steps from one look at the held-out windows to the next */
+#define MOST_DISTINCT 8192 /* and at most: the teacher's outputs for all of them are in memory */
+#define MEASURE_EVERY 100  /* steps from one look at the held-out windows to the next */
 #define KEPT_WEIGHTS ((size_t)3 << 30) /* bytes of rebuilt matrices that wait for the backward pass, */
 #define SPARE ((size_t)1 << 30)        /* where that much is left */
 #define DIVERGED 1.5      /* times the divergence at the beginning: go back, with smaller steps */
@@ -92,8 +94,10 @@ static int open_inputs(struct distill *d, struct bd_error *err)
 	struct bd_error why = { 0 };
 	int rc = bdx_source_open(&d->fine, d->options->fine, err);
 
-	if (rc < 0)
-		return bd_error_prefix(err, "fine-tune");
+	if (rc < 0) {
+		bd_error_prefix(err, "fine-tune");
+		return rc;
+	}
 	rc = bdx_config_read(&d->config, d->fine, &why);
 	if (rc == -ENOTSUP || rc == -ENOENT)
 		return decline(d, "%s", why.text);
@@ -103,8 +107,10 @@ static int open_inputs(struct distill *d, struct bd_error *err)
 		return rc;
 	}
 	rc = bd_base_open(&d->base, d->options->base, err);
-	if (rc < 0)
-		return bd_error_prefix(err, "base");
+	if (rc < 0) {
+		bd_error_prefix(err, "base");
+		return rc;
+	}
 	rc = bd_delta_open(&delta, d->options->delta, err);
 	if (rc < 0)
 		return rc;
@@ -120,9 +126,11 @@ static int open_inputs(struct distill *d, struct bd_error *err)
 static uint64_t batches(const struct distill *d)
 {
 	uint64_t steps = d->options->steps, batch = d->options->batch;
-	uint64_t least = (DISTINCT + batch - 1) / batch;
+	uint64_t least = (DISTINCT + batch - 1) / batch, most = MOST_DISTINCT / batch;
 
-	return steps <= least ? steps : steps / 2 > least ? steps / 2 : least;
+	if (steps <= least)
+		return steps;
+	return steps / 2 <= least || most <= least ? least : steps / 2 < most ? steps / 2 : most;
 }
 
 static uint64_t learned(const struct distill *d)
@@ -130,8 +138,9 @@ static uint64_t learned(const struct distill *d)
 	return batches(d) * d->options->batch;
 }
 
-/* Floating-point operations of everything: for each step one forward pass of the student and what two more
- * would take backward; each window is written and seen by the teacher; and what is measured. */
+/* Floating-point operations of everything: for each step one forward pass of the student and
+ * what two more would take backward; each window is written and seen by the teacher; and what is
+ * measured. */
 static double all_operations(const struct distill *d)
 {
 	double passes = 3.0 * (double)(d->options->steps * d->options->batch) + 2.0 * (double)learned(d);
@@ -152,6 +161,7 @@ static int open_device(struct distill *d, struct bd_error *err)
 				     no_gpu, sizeof(no_gpu), err);
 	if (rc < 0)
 		return rc;
+	bdx_device_watch(d->ops, &d->options->watch);
 	snprintf(d->report->device, sizeof(d->report->device), "%s", d->ops->name);
 	if (!bdx_device_is_cpu(d->ops) || strcmp(d->options->device, "cpu") == 0)
 		return 0;
@@ -160,15 +170,15 @@ static int open_device(struct distill *d, struct bd_error *err)
 		return rc;
 	bdx_device_duration(seconds, long_time);
 	return decline(d, "there is no GPU to be used (%s), and this processor would take some %s; "
-		       "`bitdelta distill` can do it later, with --device cpu also here", no_gpu,
-		       long_time);
+		       "`bitdelta distill` does it where there is one, or here with --device cpu",
+		       no_gpu, long_time);
 }
 
 /* ---- Calibration ---- */
 
-/* What the mix takes from each origin, of `count` windows in all: half is written by the fine-tune, three
- * eighths by the base, which stand for what its fine-tune still knows, and the rest is general text. Measured
- * on five pairs against other mixes: README.md, "Quality". */
+/* What the mix takes from each origin, of `count` windows in all: half is written by the
+ * fine-tune, three eighths by the base, which stand for what its fine-tune still knows, and the
+ * rest is general text. Measured on five pairs against other mixes: README.md, "Quality". */
 static uint64_t from_fine(const struct distill *d, uint64_t count)
 {
 	return d->tokenizer || d->base_text.count ? (count + 1) / 2 : count;
@@ -218,7 +228,7 @@ static int mix_windows(struct distill *d, struct bdx_windows *train, const struc
 	const uint64_t counts[2] = { HELD_OUT, learned(d) };
 	struct bdx_windows *const targets[2] = { &d->windows, train };
 	struct bdx_windows fine = { 0 }, general = { 0 };
-	uint64_t fine_used = 0, base_used = 0;
+	uint64_t fine_used = 0, base_used = 0, kept;
 	int rc = bdx_generate_windows(&fine, d->teacher, d->fine, d->tokenizer,
 				      from_fine(d, counts[0]) + from_fine(d, counts[1]), o->length,
 				      o->seed, watch, err);
@@ -231,22 +241,44 @@ static int mix_windows(struct distill *d, struct bdx_windows *train, const struc
 		rc = bdx_windows_append(targets[i], &fine, fine_used, own, err);
 		if (rc == 0)
 			rc = bdx_windows_append(targets[i], &d->base_text, base_used, base, err);
+		left = counts[i] - own - base;
+		if (rc == 0 && left && d->tokenizer)
+			rc = bdx_general_windows(&general, d->tokenizer, d->config->vocabulary,
+						 left, o->length, o->seed + (uint64_t)i, watch,
+						 err);
+		kept = general.count;
+		if (rc == 0)
+			rc = bdx_windows_append(targets[i], &general, 0, kept, err);
+		if (rc == 0) /* where there is nothing else, the fine-tune's text again */
+			rc = bdx_windows_append(targets[i], &fine, fine_used, left - kept, err);
+		bdx_windows_free(&general);
 		fine_used += own;
 		base_used += base;
-		left = counts[i] - own - base;
-		if (rc < 0 || left == 0)
-			continue;
-		if (!d->tokenizer) { /* nothing but the fine-tune's text, again */
-			rc = bdx_windows_append(targets[i], &fine, 0, left, err);
-			continue;
-		}
-		rc = bdx_general_windows(&general, d->tokenizer, left, o->length,
-					 o->seed + (uint64_t)i, err);
-		if (rc == 0)
-			rc = bdx_windows_append(targets[i], &general, 0, left, err);
-		bdx_windows_free(&general);
 	}
 	bdx_windows_free(&fine);
+	return rc;
+}
+
+/* The user's text: its last eighth is what the others are not cut from. Where it is too short
+ * for that, all are cut from everywhere. */
+static int file_windows(struct distill *d, struct bdx_windows *train, struct bd_error *err)
+{
+	const struct bdx_distill_options *o = d->options;
+	uint64_t count, rest = 0;
+	int32_t *tokens;
+	int rc = bdx_file_tokens(&tokens, &count, o->calib, d->tokenizer, d->config->vocabulary,
+				 &o->watch, err);
+
+	if (rc < 0)
+		return rc;
+	if (count / 8 >= o->length)
+		rest = count - count / 8;
+	rc = bdx_cut_windows(&d->windows, tokens + rest, count - rest, HELD_OUT, o->length,
+			     o->seed + 1, o->calib, err);
+	if (rc == 0)
+		rc = bdx_cut_windows(train, tokens, rest ? rest : count, learned(d), o->length,
+				     o->seed, o->calib, err);
+	free(tokens);
 	return rc;
 }
 
@@ -258,16 +290,7 @@ static int make_windows(struct distill *d, struct bd_error *err)
 	int rc;
 
 	bdx_phase_begin(&phase, &o->watch, 240, 340);
-	if (o->calib) {
-		rc = bdx_file_windows(&d->windows, o->calib, d->tokenizer, d->config->vocabulary,
-				      HELD_OUT, o->length, o->seed + 1, err);
-		if (rc == 0)
-			rc = bdx_file_windows(&train, o->calib, d->tokenizer,
-					      d->config->vocabulary, learned(d), o->length, o->seed,
-					      err);
-	} else {
-		rc = mix_windows(d, &train, &phase.watch, err);
-	}
+	rc = o->calib ? file_windows(d, &train, err) : mix_windows(d, &train, &phase.watch, err);
 	if (rc == 0) {
 		bdx_windows_shuffle(&train, o->seed);
 		rc = bdx_windows_append(&d->windows, &train, 0, train.count, err);
@@ -318,7 +341,8 @@ static void fill(float *values, uint64_t count, double value)
 		values[i] = (float)value;
 }
 
-/* The size that a relative step of each scale refers to: the mean of its tensor's rows, or columns. */
+/* The size that a relative step of each scale refers to: the mean of its tensor's rows, or
+ * columns. */
 static void find_units(const struct bd_delta *delta, const float *scales, float *units)
 {
 	for (size_t f = 0; f < delta->file_count; f++)
@@ -382,21 +406,24 @@ out:
 
 static int measure(struct distill *d, double *kl, double *mse, struct bd_error *err)
 {
+	const struct bd_watch watch = { .cancel = d->options->watch.cancel };
 	struct bdx_score score = { 0 };
-	int rc = bdx_judge_measure(d->judge, d->student, 0, HELD_OUT, &score, NULL, err);
+	int rc = bdx_judge_measure(d->judge, d->student, 0, HELD_OUT, &score, &watch, err);
 
 	*kl = score.kl / (double)score.positions;
 	*mse = score.mse / (double)score.positions;
 	return rc;
 }
 
-/* One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101; without decay) on the windows of step `step`. */
+/* One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101; without decay) on the windows of
+ * step `step`. */
 static int learn(struct distill *d, uint64_t step, double rate, uint64_t since, struct bd_error *err)
 {
 	const struct bdx_distill_options *o = d->options;
 	struct bdx_ops *ops = d->ops;
 	struct bdx_model *s = d->student;
-	/* F16 has few small numbers: gradients are kept within its range, and divided afterwards. */
+	/* F16 has few small numbers: gradients are kept within its range, and divided
+	 * afterwards. */
 	double factor = ops->operand == BD_F16 ? 16 : 1;
 	struct bdx_adam adam = {
 		.rate = rate, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-12, .step = since,
@@ -413,8 +440,8 @@ static int learn(struct distill *d, uint64_t step, double rate, uint64_t since, 
 	return 0;
 }
 
-/* The terms of the loss are measured by what they are at the beginning: logits have another size in every
- * model. */
+/* The terms of the loss are measured by what they are at the beginning: logits have another size
+ * in every model. */
 static void weigh_loss(struct distill *d)
 {
 	const struct bdx_distill_report *r = d->report;
@@ -449,12 +476,10 @@ static int learn_all(struct distill *d, struct bd_error *err)
 		rc = bdx_check_cancel(&o->watch, err);
 		if (rc == 0)
 			rc = learn(d, step, rate * warm * decay, ++since, err);
-		if (rc == 0 && bdx_device_is_cpu(ops))
-			bdx_progress(&phase.watch, step, o->steps);
+		bdx_progress(&phase.watch, step + 1, o->steps); /* a GPU is a step or two behind */
 		if (rc < 0 || ((step + 1) % MEASURE_EVERY != 0 && step + 1 != o->steps))
 			continue;
 		rc = measure(d, &kl, &mse, err);
-		bdx_progress(&phase.watch, step + 1, o->steps);
 		if (rc == 0 && kl < r->kl_after) {
 			r->kl_after = kl;
 			r->mse_after = mse;
@@ -492,7 +517,8 @@ static int store(struct distill *d, struct bd_error *err)
 	if (rc == 0)
 		rc = bd_base_check(d->base, err);
 	if (rc == 0)
-		rc = bd_refine(d->view->delta, scales, d->options->out, err);
+		rc = bd_refine(d->view->delta, scales, d->options->out, d->options->watch.cancel,
+			       err);
 out:
 	ops->free(ops, floats);
 	free(scales);
@@ -542,8 +568,9 @@ static int check_options(const struct bdx_distill_options *o, struct bd_error *e
 {
 	if (o->steps < 1 || o->steps > 1000000 || o->batch < 1 || o->batch > 4096 ||
 	    o->length < 2 || o->length > 1 << 20 || o->batch * o->length > 1 << 20)
-		return bd_error_set(err, -EINVAL, "steps (at least 1), batch (at least 1) or length (at "
-				    "least 2 tokens) are out of range");
+		return bd_error_set(err, -EINVAL, "steps (at least 1), batch (at least 1) or "
+				    "length (at least 2 tokens) are out of range; a step has at "
+				    "most %d tokens", 1 << 20);
 	if (!(o->rate >= 0) || o->rate > 10)
 		return bd_error_set(err, -EINVAL, "the rate must be from 0 to 10");
 	return 0;

@@ -10,14 +10,13 @@ enum bdx_loss { BDX_LOSS_BOTH, BDX_LOSS_MSE, BDX_LOSS_KL };
 struct bdx_distill_options {
 	const char *base, *fine, *delta; /* directories, and the .bdelta to refine */
 	const char *out;                 /* where the refined file goes; may be == delta */
-	const char *device;              /* "auto", "cpu", "cuda", "cuda:N" */
+	const char *device;              /* "auto", "cpu" (however long it takes), "cuda", "cuda:N" */
 	const char *calib;               /* a file of calibration text; NULL: the default mix */
 	enum bdx_loss loss;
 	uint64_t steps, batch, length;   /* 200, 4, 128 */
 	double rate;                     /* relative step at the start; 0: the default */
 	uint64_t seed;
 	unsigned threads;
-	bool patient;                    /* use the CPU however long it takes (the user asked for it) */
 	struct bd_watch watch;           /* progress: parts of a thousand of the expected work, not bytes */
 };
 
@@ -37,10 +36,11 @@ struct bdx_distill_report {
 #define BDX_LENGTH 128
 
 void bdx_distill_defaults(struct bdx_distill_options *options);
-/* 0 with report->done false where there is no way to distil here that suits (an unknown architecture, no
- * GPU and a model too large for the CPU, nothing to train, no improvement found): the delta is as it
- * was and still good. Negative: bad arguments, inputs that cannot be read, -EINTR; a device that failed or
- * ran out of memory. The file at `out` is then also as it was. */
+/* 0 with report->done false where there is no way to distil here that suits (an unknown
+ * architecture, no GPU and a model too large for the CPU, nothing to train, no improvement
+ * found): the delta is as it was and still good. Negative: bad arguments, inputs that cannot be
+ * read, -EINTR; a device that failed or ran out of memory. The file at `out` is then also as it
+ * was. */
 int bdx_distill(const struct bdx_distill_options *options, struct bdx_distill_report *report,
 		struct bd_error *err);
 

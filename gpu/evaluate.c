@@ -36,23 +36,45 @@ void bdx_evaluate_defaults(struct bdx_evaluate_options *options)
 	};
 }
 
+/* Without one, there still are the text that the fine-tune writes and files of token numbers. */
+static int open_tokenizer(struct evaluation *e, struct bd_error *err)
+{
+	struct bd_error why = { 0 };
+	char *json = NULL;
+	size_t size;
+	int rc = bdx_source_file(e->fine, "tokenizer.json", &json, &size, &why);
+
+	if (rc == 0)
+		rc = bdx_tokenizer_open(&e->tokenizer, json, size, "tokenizer.json", &why);
+	free(json);
+	if (rc == -ENOENT || rc == -ENOTSUP || rc == -EINVAL) {
+		bdx_note(&e->options->watch, "comparing without a tokenizer: %s", why.text);
+		return 0;
+	}
+	if (rc < 0 && err)
+		*err = why;
+	return rc;
+}
+
 static int open_inputs(struct evaluation *e, struct bd_error *err)
 {
 	struct bd_delta *delta;
-	char *json = NULL;
-	size_t size;
 	int rc = bdx_source_open(&e->fine, e->options->fine, err);
 
-	if (rc < 0)
-		return bd_error_prefix(err, "fine-tune");
+	if (rc < 0) {
+		bd_error_prefix(err, "fine-tune");
+		return rc;
+	}
 	rc = bdx_config_read(&e->config, e->fine, err);
 	if (rc < 0)
 		return rc;
 	rc = bd_base_open(&e->base, e->options->base, err);
 	if (rc == 0)
 		rc = bdx_source_open(&e->base_source, e->options->base, err);
-	if (rc < 0)
-		return bd_error_prefix(err, "base");
+	if (rc < 0) {
+		bd_error_prefix(err, "base");
+		return rc;
+	}
 	rc = bdx_config_read(&e->base_config, e->base_source, err);
 	if (rc == 0)
 		rc = bd_delta_open(&delta, e->options->delta, err);
@@ -64,12 +86,7 @@ static int open_inputs(struct evaluation *e, struct bd_error *err)
 		return rc;
 	}
 	rc = bdx_source_view(&e->student, e->view, err);
-	if (rc == 0)
-		rc = bdx_source_file(e->fine, "tokenizer.json", &json, &size, err);
-	if (rc == 0)
-		rc = bdx_tokenizer_open(&e->tokenizer, json, size, "tokenizer.json", err);
-	free(json);
-	return rc;
+	return rc < 0 ? rc : open_tokenizer(e, err);
 }
 
 /* The first windows of a file, as many as are wanted and there. */
@@ -78,7 +95,8 @@ static int text_windows(struct evaluation *e, struct bd_error *err)
 	const struct bdx_evaluate_options *o = e->options;
 	struct bdx_windows *w = &e->windows[0];
 	uint64_t count;
-	int rc = bdx_file_tokens(&w->tokens, &count, o->text, e->tokenizer, e->config->vocabulary, err);
+	int rc = bdx_file_tokens(&w->tokens, &count, o->text, e->tokenizer, e->config->vocabulary,
+				 &o->watch, err);
 
 	if (rc < 0)
 		return rc;
@@ -96,14 +114,16 @@ static int make_windows(struct evaluation *e, const struct bd_watch *watch, stru
 	const struct bdx_evaluate_options *o = e->options;
 	int rc;
 
-	e->result->count = o->text ? 1 : 2;
+	e->result->count = 1;
 	if (o->text)
 		return text_windows(e, err);
 	rc = bdx_generate_windows(&e->windows[0], e->teacher, e->fine, e->tokenizer, o->windows,
 				  o->length, SEED, watch, err);
-	if (rc == 0)
-		rc = bdx_general_windows(&e->windows[1], e->tokenizer, o->windows, o->length, SEED,
-					 err);
+	if (rc == 0 && e->tokenizer)
+		rc = bdx_general_windows(&e->windows[1], e->tokenizer, e->config->vocabulary,
+					 o->windows, o->length, SEED, watch, err);
+	if (rc == 0 && e->windows[1].count)
+		e->result->count = 2;
 	strcpy(e->result->texts[0].name, "written by the fine-tune");
 	strcpy(e->result->texts[1].name, "general");
 	return rc;
@@ -119,6 +139,7 @@ static int measure(struct evaluation *e, const struct bdx_config *config,
 		   struct bdx_source *source, bool is_base, const struct bd_watch *watch,
 		   struct bd_error *err)
 {
+	const struct bd_watch quiet = { .cancel = watch->cancel };
 	struct bdx_model *model = NULL;
 	int rc = bdx_model_open(&model, e->ops, config, source, watch, err);
 
@@ -127,13 +148,14 @@ static int measure(struct evaluation *e, const struct bdx_config *config,
 		struct bdx_quality *q = is_base ? &text->base : &text->delta;
 		struct bdx_score s = { 0 };
 
-		rc = bdx_judge_measure(e->judges[t], model, 0, e->windows[t].count, &s, NULL, err);
+		rc = bdx_judge_measure(e->judges[t], model, 0, e->windows[t].count, &s, &quiet,
+				       err);
+		q->tokens = s.positions;
 		q->kl = share(s.kl, s.positions);
 		q->mse = share(s.mse, s.positions);
 		q->top1 = share(s.agree, s.positions);
 		q->perplexity = exp(share(s.nll_student, s.targets));
 		if (!is_base) {
-			text->tokens = s.positions;
 			text->perplexity_fine = exp(share(s.nll_teacher, s.targets));
 		}
 	}
@@ -149,7 +171,7 @@ static int estimate(struct evaluation *e, const char *no_gpu, struct bd_error *e
 	char text[32];
 	int rc;
 
-	if (o->patient || !bdx_device_is_cpu(e->ops) || strcmp(o->device, "cpu") == 0)
+	if (!bdx_device_is_cpu(e->ops) || strcmp(o->device, "cpu") == 0)
 		return 0;
 	rc = bdx_device_estimate(e->ops, operations, &seconds, err);
 	if (rc < 0 || seconds <= BDX_PATIENCE)
@@ -163,6 +185,7 @@ static int estimate(struct evaluation *e, const char *no_gpu, struct bd_error *e
 static int run(struct evaluation *e, struct bd_error *err)
 {
 	const struct bdx_evaluate_options *o = e->options;
+	const struct bd_watch quiet = { .cancel = o->watch.cancel };
 	struct bdx_phase phase;
 	enum bd_dtype dtype;
 	char no_gpu[256];
@@ -173,6 +196,7 @@ static int run(struct evaluation *e, struct bd_error *err)
 				     err);
 	if (rc < 0)
 		return rc;
+	bdx_device_watch(e->ops, &o->watch);
 	snprintf(e->result->device, sizeof(e->result->device), "%s", e->ops->name);
 	rc = estimate(e, no_gpu, err);
 	bdx_phase_begin(&phase, &o->watch, 0, 200);
@@ -182,7 +206,7 @@ static int run(struct evaluation *e, struct bd_error *err)
 	if (rc == 0)
 		rc = make_windows(e, &phase.watch, err);
 	for (unsigned t = 0; rc == 0 && t < e->result->count; t++)
-		rc = bdx_judge_open(&e->judges[t], e->teacher, &e->windows[t], NULL, err);
+		rc = bdx_judge_open(&e->judges[t], e->teacher, &e->windows[t], &quiet, err);
 	if (rc < 0)
 		return rc;
 	bdx_model_keep_head(e->teacher);

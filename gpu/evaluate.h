@@ -5,7 +5,8 @@
 #include "parallel.h"
 #include "ops.h"
 
-struct bdx_quality {            /* averages over all positions of all windows */
+struct bdx_quality {            /* averages over all positions of its windows; NAN without any */
+	uint64_t tokens;        /* so many positions */
 	double kl, mse, top1;   /* against the fine-tune; kl in nats, top1 from 0 to 1 */
 	double perplexity;      /* of the candidate on the text */
 };
@@ -16,13 +17,11 @@ struct bdx_evaluate_options {
 	const char *device;
 	uint64_t length, windows; /* 128, at most 256 */
 	unsigned threads;
-	bool patient;
 	struct bd_watch watch;
 };
 
 struct bdx_text_quality {
 	char name[256];         /* of the text */
-	uint64_t tokens;
 	double perplexity_fine;
 	struct bdx_quality base, delta;
 };
@@ -33,9 +32,11 @@ struct bdx_evaluation {
 	struct bdx_text_quality texts[2];
 };
 
-/* The averages of base and delta are over the same windows, but for those with tokens that the base does not
- * have, which are left out for the base. Errors: -ENOTSUP an architecture that is not known; -EINVAL
- * inputs that do not fit; those of reading and of the device; -EINTR. */
+/* The averages of base and delta are over the same windows, but for those with tokens that the
+ * base does not have, which are left out for the base (base.tokens is then smaller). A model
+ * without a tokenizer that is known has only the text that the fine-tune writes. Errors:
+ * -ENOTSUP an architecture that is not known; -EINVAL inputs that do not fit; those of reading
+ * and of the device; -EINTR. */
 void bdx_evaluate_defaults(struct bdx_evaluate_options *options);
 int bdx_evaluate(const struct bdx_evaluate_options *options, struct bdx_evaluation *result,
 		 struct bd_error *err);

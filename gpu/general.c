@@ -1,5 +1,5 @@
-/* general.c: the general text that the program carries, put into it when it is assembled (the compiler runs in
- * the project's root). See general.h. */
+/* general.c: the general text that the program carries, put into it when it is assembled (the
+ * compiler runs in the project's root). See general.h. */
 #include "general.h"
 
 extern const char bdx_general_begin[], bdx_general_end[];

@@ -1,5 +1,5 @@
-/* general.h: the general text that the program carries for calibration: gpu/general/, some 200 kB in many
- * registers, written for this project. */
+/* general.h: the general text that the program carries for calibration: gpu/general/, some 200
+ * kB in many registers, written for this project. */
 #ifndef BDX_GENERAL_H
 #define BDX_GENERAL_H
 

@@ -8,7 +8,6 @@
 
 #include "device.h"
 #include "calib.h"
-#include "utf8.h"
 
 #define TOKENS 200
 
@@ -24,7 +23,7 @@ struct writer {
 	struct bdx_decoder *decoder;
 	int32_t *tokens;     /* prompt, then what was drawn; room for all */
 	size_t prompt, count;
-	size_t written;      /* bytes of the text of tokens[prompt ..] that are out */
+	size_t written;      /* bytes of their text that are out */
 	void *device;        /* tokens, and a uniform number, in the device's memory */
 	void *uniform;
 };
@@ -48,8 +47,10 @@ static int open_source(struct writer *w, struct bd_error *err)
 	if (!o->base)
 		return bd_error_set(err, -EINVAL, "%s: a delta needs its base", o->model);
 	rc = bd_base_open(&w->base, o->base, err);
-	if (rc < 0)
-		return bd_error_prefix(err, "base");
+	if (rc < 0) {
+		bd_error_prefix(err, "base");
+		return rc;
+	}
 	rc = bd_delta_open(&delta, o->model, err);
 	if (rc < 0)
 		return rc;
@@ -106,6 +107,8 @@ static int open_model(struct writer *w, struct bd_error *err)
 	if (rc == 0)
 		rc = bdx_device_open(&w->ops, o->device, dtype, o->threads, NULL, 0, err);
 	if (rc == 0)
+		bdx_device_watch(w->ops, &o->watch);
+	if (rc == 0)
 		rc = bdx_model_open(&w->model, w->ops, w->config, w->source, &o->watch, err);
 	if (rc == 0)
 		rc = bdx_decoder_open(&w->decoder, w->model, 1, capacity, err);
@@ -136,14 +139,6 @@ static int write_text(struct writer *w, bool last, struct bd_error *err)
 	return 0;
 }
 
-static bool is_end(const struct bdx_config *config, int32_t token)
-{
-	for (unsigned i = 0; i < config->eos_count; i++)
-		if (config->eos[i] == token)
-			return true;
-	return false;
-}
-
 static int write_all(struct writer *w, struct bd_error *err)
 {
 	const struct bdx_generate_options *o = w->options;
@@ -168,7 +163,7 @@ static int write_all(struct writer *w, struct bd_error *err)
 			    o->temperature);
 		ops->download(ops, &w->tokens[w->count], w->device, sizeof(*w->tokens));
 		rc = ops->finish(ops, err);
-		if (rc < 0 || is_end(w->config, w->tokens[w->count]))
+		if (rc < 0 || bdx_config_is_end(w->config, w->tokens[w->count]))
 			break;
 		next = &w->tokens[w->count++];
 		count = 1;

@@ -15,8 +15,8 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* Windows of one forward pass: as many as have PASS_TOKENS tokens, fewer where they would take more than half
- * of the memory that is left. */
+/* Windows of one forward pass: as many as have PASS_TOKENS tokens, fewer where they would take
+ * more than half of the memory that is left. */
 static uint64_t pass_windows(const struct bdx_judge *j, const struct bdx_model *model)
 {
 	uint64_t length = j->windows->length, count = PASS_TOKENS / length;
@@ -53,7 +53,8 @@ int bdx_judge_open(struct bdx_judge **judge, struct bdx_model *teacher,
 	j->hidden = ops->alloc(ops, tokens * j->width * bdx_operand_size(ops), err);
 	if (!j->hidden) {
 		bdx_judge_close(j);
-		return bd_error_prefix(err, "the teacher's outputs");
+		bd_error_prefix(err, "the teacher's outputs");
+		return err ? err->code : -ENOMEM;
 	}
 	pass = pass_windows(j, teacher);
 	for (uint64_t w = 0; rc == 0 && w < windows->count; w += pass) {
@@ -104,15 +105,16 @@ void bdx_judge_close(struct bdx_judge *j)
 	free(j);
 }
 
-/* Scratch for passes of `batch` windows of a model with that many words. */
-static int prepare(struct bdx_judge *j, uint64_t batch, uint64_t vocabulary, bool gradients,
-		   struct bd_error *err)
+/* Scratch for passes of `batch` windows of a model. */
+static int prepare(struct bdx_judge *j, uint64_t batch, const struct bdx_model *model,
+		   bool gradients, struct bd_error *err)
 {
+	uint64_t vocabulary = model->config->vocabulary, width = model->config->width;
 	struct bdx_ops *ops = j->ops;
 	uint64_t tokens = batch * j->windows->length, widest, rows;
 	size_t real = bdx_real_size(ops), operand = bdx_operand_size(ops);
 
-	if (batch <= j->batch && vocabulary == j->student_vocabulary &&
+	if (batch <= j->batch && vocabulary == j->student_vocabulary && width == j->student_width &&
 	    (!gradients || j->logits_gradient))
 		return 0;
 	free_scratch(j);
@@ -120,12 +122,12 @@ static int prepare(struct bdx_judge *j, uint64_t batch, uint64_t vocabulary, boo
 	rows = smaller(tokens, LOGITS / widest + 1);
 	j->student_logits = ops->alloc(ops, rows * vocabulary * real, err);
 	j->teacher_logits = ops->alloc(ops, rows * j->vocabulary * real, err);
-	j->student_hidden = ops->alloc(ops, tokens * j->width * operand, err);
+	j->student_hidden = ops->alloc(ops, tokens * width * operand, err);
 	j->targets = ops->alloc(ops, tokens * sizeof(*j->targets), err);
 	j->results = ops->alloc(ops, tokens * sizeof(*j->results), err);
 	if (gradients) {
 		j->logits_gradient = ops->alloc(ops, rows * vocabulary * operand, err);
-		j->hidden_gradient = ops->alloc(ops, tokens * j->width * real, err);
+		j->hidden_gradient = ops->alloc(ops, tokens * width * real, err);
 	}
 	j->results_host = malloc(tokens * sizeof(*j->results_host));
 	if (!j->student_logits || !j->teacher_logits || !j->student_hidden || !j->targets ||
@@ -140,10 +142,12 @@ static int prepare(struct bdx_judge *j, uint64_t batch, uint64_t vocabulary, boo
 	j->rows = rows;
 	j->batch = batch;
 	j->student_vocabulary = vocabulary;
+	j->student_width = width;
 	return 0;
 }
 
-/* What every position of these windows is to predict: the next token, none at the end of a window. */
+/* What every position of these windows is to predict: the next token, none at the end of a
+ * window. */
 static int upload_targets(struct bdx_judge *j, uint64_t first, uint64_t count, uint64_t vocabulary,
 			  struct bd_error *err)
 {
@@ -186,8 +190,8 @@ static int add_results(struct bdx_judge *j, uint64_t first, uint64_t count, uint
 	return j->ops->finish(j->ops, err);
 }
 
-/* Hold the student's hidden states of windows against the teacher's, a chunk of logits at a time; with
- * `learn`, hidden_gradient is filled. */
+/* Hold the student's hidden states of windows against the teacher's, a chunk of logits at a
+ * time; with `learn`, hidden_gradient is filled. */
 static void compare(struct bdx_judge *j, struct bdx_model *model, uint64_t first, uint64_t count,
 		    bool learn, double mse_weight, double kl_weight, double factor, bool targets)
 {
@@ -200,7 +204,7 @@ static void compare(struct bdx_judge *j, struct bdx_model *model, uint64_t first
 		uint64_t n = smaller(j->rows, tokens - r);
 
 		bdx_model_logits(model, j->student_logits,
-				 bdx_operand(ops, j->student_hidden, r * j->width), n);
+				 bdx_operand(ops, j->student_hidden, r * j->student_width), n);
 		bdx_model_logits(j->teacher, j->teacher_logits,
 				 bdx_operand(ops, hidden, r * j->width), n);
 		ops->compare(ops, j->results + r, learn ? j->logits_gradient : NULL,
@@ -209,7 +213,8 @@ static void compare(struct bdx_judge *j, struct bdx_model *model, uint64_t first
 			     mse_weight, kl_weight, factor);
 		if (learn)
 			bdx_model_logits_backward(model,
-						  bdx_real(ops, j->hidden_gradient, r * j->width),
+						  bdx_real(ops, j->hidden_gradient,
+							   r * j->student_width),
 						  j->logits_gradient, n);
 	}
 }
@@ -244,7 +249,7 @@ int bdx_judge_measure(struct bdx_judge *j, struct bdx_model *model, uint64_t fir
 		}
 		rc = bdx_check_cancel(watch, err);
 		if (rc == 0)
-			rc = prepare(j, n, vocabulary, j->logits_gradient != NULL, err);
+			rc = prepare(j, n, model, j->logits_gradient != NULL, err);
 		if (rc == 0)
 			rc = upload_targets(j, w, n, smaller(vocabulary, j->vocabulary), err);
 		if (rc == 0)
@@ -264,7 +269,7 @@ int bdx_judge_learn(struct bdx_judge *j, struct bdx_model *student, uint64_t fir
 		    struct bdx_score *score, struct bd_error *err)
 {
 	uint64_t vocabulary = student->config->vocabulary;
-	int rc = prepare(j, count, vocabulary, true, err);
+	int rc = prepare(j, count, student, true, err);
 
 	if (rc == 0)
 		rc = bdx_model_forward(student, window(j, first), count, j->windows->length, true,

@@ -82,7 +82,7 @@ struct bdx_ops {
 
 	/* ---- Memory ---- */
 	/* Zeroed; NULL and an error (-ENOMEM with how much was wanted and is free; -EIO for a lost
-	 * device or an earlier failure). 256-byte aligned. */
+	 * device or an earlier failure; -EINTR). 256-byte aligned. */
 	void *(*alloc)(struct bdx_ops *ops, size_t bytes, struct bd_error *err);
 	void (*free)(struct bdx_ops *ops, void *memory);
 	/* Bytes that alloc() can still give, and the most that was in use at once. */
@@ -92,8 +92,8 @@ struct bdx_ops {
 	void *(*host_alloc)(struct bdx_ops *ops, size_t bytes);
 	void (*host_free)(struct bdx_ops *ops, void *memory);
 	/* Bytes as they are. Both return when `host` may be used again; download waits for all
-	 * operations before it. upload is not ordered against running operations: its target must not
-	 * be in use. */
+	 * operations before it. upload is not ordered against running operations: its target
+	 * must not be in use. */
 	void (*upload)(struct bdx_ops *ops, void *to, const void *host, size_t bytes);
 	void (*download)(struct bdx_ops *ops, void *host, const void *from, size_t bytes);
 	void (*copy)(struct bdx_ops *ops, void *to, const void *from, size_t bytes);
@@ -101,13 +101,14 @@ struct bdx_ops {
 	/* Between F64, F32, BF16 and F16, round to nearest even. Not in place. */
 	void (*convert)(struct bdx_ops *ops, void *to, enum bd_dtype to_dtype, const void *from,
 			enum bd_dtype from_dtype, uint64_t count);
-	/* Wait for everything; the first failure since the table was opened: -EIO device, -ENOMEM. */
+	/* Wait for everything; the first failure since the table was opened: -EIO device,
+	 * -ENOMEM; -EINTR (ops_cpu.h). */
 	int (*finish)(struct bdx_ops *ops, struct bd_error *err);
 
 	/* ---- Products ---- */
-	/* C[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * C. A, B operand; C of c_kind (beta must be 0
-	 * for an operand C). transpose_a: A is stored [k,m]; transpose_b: B is stored [n,k].
-	 * lda, ldb, ldc: elements from row to row as stored. */
+	/* C[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * C. A, B operand; C of c_kind (beta
+	 * must be 0 for an operand C). transpose_a: A is stored [k,m]; transpose_b: B is stored
+	 * [n,k]. lda, ldb, ldc: elements from row to row as stored. */
 	void (*gemm)(struct bdx_ops *ops, bool transpose_a, bool transpose_b, uint64_t m, uint64_t n,
 		     uint64_t k, double alpha, const void *a, uint64_t lda, const void *b,
 		     uint64_t ldb, double beta, void *c, enum bdx_kind c_kind, uint64_t ldc);
@@ -123,8 +124,8 @@ struct bdx_ops {
 			       void *row_gradient, void *col_gradient);
 
 	/* ---- Layers ---- */
-	/* out[t] = table[tokens[t]]. table operand [vocabulary, width]; tokens int32 in backend memory,
-	 * all within the vocabulary; out real [tokens, width]. */
+	/* out[t] = table[tokens[t]]. table operand [vocabulary, width]; tokens int32 in backend
+	 * memory, all within the vocabulary; out real [tokens, width]. */
 	void (*embed)(struct bdx_ops *ops, void *out, const void *table, const int32_t *tokens,
 		      uint64_t count, uint64_t width);
 	/* Rows of `width` elements, `stride` from row to row in both in and out (for norms of heads
@@ -137,27 +138,30 @@ struct bdx_ops {
 	void (*norm)(struct bdx_ops *ops, enum bdx_norm kind, void *out, enum bdx_kind out_kind,
 		     void *statistics, const void *in, const void *weight, const void *bias,
 		     uint64_t rows, uint64_t width, uint64_t group, uint64_t stride, double epsilon);
-	/* in_gradient (+)= ...: added where `add`, else written (in_gradient == out_gradient is then
-	 * allowed). All real; same rows and strides. weight_gradient: real [width], added to; NULL: not
-	 * wanted. */
+	/* in_gradient (+)= ...: added where `add`, else written (in_gradient == out_gradient is
+	 * then allowed). All real; same rows and strides. weight_gradient: real [width], added
+	 * to; NULL: not wanted. */
 	void (*norm_backward)(struct bdx_ops *ops, enum bdx_norm kind, void *in_gradient, bool add,
 			      void *weight_gradient, const void *out_gradient, const void *in,
 			      const void *weight, const void *statistics, uint64_t rows,
 			      uint64_t width, uint64_t group, uint64_t stride);
-	/* x[t, :] += bias. x real [rows, width] with `stride` from row to row, bias real [width]. */
+	/* x[t, :] += bias. x real [rows, width] with `stride` from row to row, bias real
+	 * [width]. */
 	void (*add_bias)(struct bdx_ops *ops, void *x, const void *bias, uint64_t rows,
 			 uint64_t width, uint64_t stride);
-	/* Rotate the heads of x in place, halves paired (x[i], x[i + head_dim/2]), by the angles in
-	 * `table`: real [positions, head_dim / 2, 2] of cos and sin. Token t of a sequence of `length` is
-	 * at position start + t % length. x real: heads at x + t * stride + h * head_dim. backward:
-	 * rotate by the negative angles. `rotated` elements of each head turn (head_dim, or fewer where
-	 * only a part is rotary), the table then has rotated / 2 pairs. */
+	/* Rotate the heads of x in place, halves paired (x[i], x[i + head_dim/2]), by the angles
+	 * in `table`: real [positions, head_dim / 2, 2] of cos and sin. Token t of a sequence of
+	 * `length` is at position start + t % length. x real: heads at x + t * stride + h *
+	 * head_dim. backward: rotate by the negative angles. `rotated` elements of each head
+	 * turn (head_dim, or fewer where only a part is rotary), the table then has rotated / 2
+	 * pairs. */
 	void (*rope)(struct bdx_ops *ops, void *x, const void *table, uint64_t tokens,
 		     uint64_t length, uint64_t start, uint64_t heads, uint64_t head_dim,
 		     uint64_t rotated, uint64_t stride, bool backward);
 	/* out operand [batch * query_length, heads * head_dim]. q, k, v real, strides in `a`.
-	 * probabilities: real [batch, heads, query_length, key_length] for the backward pass; NULL: not
-	 * wanted (forward only; the backend then needs no more than a bounded scratch). */
+	 * probabilities: real [batch, heads, query_length, key_length] for the backward pass;
+	 * NULL: not wanted (forward only; the backend then needs no more than a bounded
+	 * scratch). */
 	void (*attention)(struct bdx_ops *ops, const struct bdx_attention *a, void *out,
 			  void *probabilities, const void *q, const void *k, const void *v);
 	/* q_gradient, k_gradient, v_gradient: real, laid out as q, k, v; written, not added to.
@@ -171,24 +175,25 @@ struct bdx_ops {
 	 * up != NULL: out = f(gate) * up; NULL: out = f(gate). */
 	void (*activate)(struct bdx_ops *ops, enum bdx_activation f, void *out, const void *gate,
 			 const void *up, uint64_t rows, uint64_t width, uint64_t stride);
-	/* gate_gradient, up_gradient: operand, `stride` from row to row (the same as of gate and up);
-	 * written. out_gradient real [rows, width]. */
+	/* gate_gradient, up_gradient: operand, `stride` from row to row (the same as of gate and
+	 * up); written. out_gradient real [rows, width]. */
 	void (*activate_backward)(struct bdx_ops *ops, enum bdx_activation f, void *gate_gradient,
 				  void *up_gradient, const void *out_gradient, const void *gate,
 				  const void *up, uint64_t rows, uint64_t width, uint64_t stride);
 
 	/* ---- Loss, sampling, optimiser ---- */
-	/* Compare logits, real [rows, vocabulary] with `*_stride` from row to row. targets: int32 [rows] in
-	 * backend memory, -1 where there is none; NULL: none. logits_gradient: operand [rows, vocabulary],
-	 * of factor * sum over rows of (mse_weight * mse + kl_weight * kl), with respect to the
-	 * student's logits; NULL: not wanted. results: struct bdx_comparison [rows] in backend memory. */
+	/* Compare logits, real [rows, vocabulary] with `*_stride` from row to row. targets:
+	 * int32 [rows] in backend memory, -1 where there is none; NULL: none. logits_gradient:
+	 * operand [rows, vocabulary], of factor * sum over rows of (mse_weight * mse + kl_weight
+	 * * kl), with respect to the student's logits; NULL: not wanted. results: struct
+	 * bdx_comparison [rows] in backend memory. */
 	void (*compare)(struct bdx_ops *ops, struct bdx_comparison *results, void *logits_gradient,
 			const void *student, uint64_t student_stride, const void *teacher,
 			uint64_t teacher_stride, const int32_t *targets, uint64_t rows,
 			uint64_t vocabulary, double mse_weight, double kl_weight, double factor);
-	/* Draw from softmax(logits / temperature): the first token whose cumulated probability exceeds
-	 * uniform[row] (real, in [0, 1)), in order of tokens; temperature 0: the largest (the first of
-	 * equals). tokens: int32 [rows] in backend memory. */
+	/* Draw from softmax(logits / temperature): the first token whose cumulated probability
+	 * exceeds uniform[row] (real, in [0, 1)), in order of tokens; temperature 0: the largest
+	 * (the first of equals). tokens: int32 [rows] in backend memory. */
 	void (*sample)(struct bdx_ops *ops, int32_t *tokens, const void *logits,
 		       const void *uniform, uint64_t rows, uint64_t vocabulary, double temperature);
 	/* AdamW without decay on relative parameters: with g = gradient * gradient_factor * unit,
@@ -202,15 +207,15 @@ struct bdx_ops {
 	void (*close)(struct bdx_ops *ops);
 };
 
-/* The reference; real is BD_F32 or BD_F64. threads 0: one per core. Products go through OpenBLAS where
- * it is installed (found at run time), else through plain loops with the same meaning. */
+/* The reference; real is BD_F32 or BD_F64. threads 0: one per core. Products go through OpenBLAS
+ * where it is installed (found at run time), else through plain loops with the same meaning. */
 int bdx_ops_cpu_open(struct bdx_ops **ops, enum bd_dtype real, unsigned threads,
 		     struct bd_error *err);
 
 /* CUDA device `index` with operands of BF16, F16 or F32. The code lies in a library of its own,
- * bitdelta-cuda.so, which is looked for beside the program, then in ../lib/bitdelta of its folder,
- * so that nothing else needs CUDA. Errors: -ENODEV no library, driver or such device, or one that is too
- * old (the sentence says which); others of starting it. */
+ * bitdelta-cuda.so, which is looked for beside the program, then in ../lib/bitdelta of its
+ * folder, so that nothing else needs CUDA. Errors: -ENODEV no library, driver or such device, or
+ * one that is too old (the sentence says which); others of starting it. */
 int bdx_ops_cuda_open(struct bdx_ops **ops, unsigned index, enum bd_dtype operand,
 		      struct bd_error *err);
 

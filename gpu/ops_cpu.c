@@ -59,12 +59,41 @@ static int out_of_memory(struct bd_error *err, size_t bytes, size_t available)
 			    bytes / MIB + 1, available / MIB);
 }
 
+struct job {
+	const atomic_int *cancel;
+	void (*work)(void *context, uint64_t first, uint64_t end, unsigned thread);
+	void *context;
+};
+
+static bool is_cancelled(const atomic_int *cancel)
+{
+	return cancel && *cancel;
+}
+
+static void work_unless_cancelled(void *context, uint64_t first, uint64_t end, unsigned thread)
+{
+	const struct job *job = context;
+
+	if (!is_cancelled(job->cancel))
+		job->work(job->context, first, end, thread);
+}
+
+void bdx_ops_cpu_cancel(struct bdx_ops *ops, const atomic_int *cancel)
+{
+	bdx_cpu(ops)->cancel = cancel;
+}
+
 void bdx_cpu_run(struct bdx_cpu *cpu, uint64_t count, uint64_t grain,
 		 void (*work)(void *context, uint64_t first, uint64_t end, unsigned thread),
 		 void *context)
 {
-	if (!cpu->failure.code)
-		bdx_pool_run(cpu->pool, count, grain, work, context);
+	struct job job = { cpu->cancel, work, context };
+
+	if (cpu->failure.code)
+		return;
+	bdx_pool_run(cpu->pool, count, grain, work_unless_cancelled, &job);
+	if (is_cancelled(cpu->cancel))
+		bd_error_set(&cpu->failure, -EINTR, "interrupted");
 }
 
 static void account(struct bdx_cpu *cpu, size_t bytes)
@@ -115,7 +144,8 @@ static void *cpu_alloc(struct bdx_ops *ops, size_t bytes, struct bd_error *err)
 	char *start = NULL, *memory;
 
 	if (cpu->failure.code) {
-		bd_error_set(err, -EIO, "%s", cpu->failure.text);
+		bd_error_set(err, cpu->failure.code == -EINTR ? -EINTR : -EIO, "%s",
+			     cpu->failure.text);
 		return NULL;
 	}
 	/* The kernel promises more than it has, and ends the process when it cannot keep that.

@@ -5,6 +5,8 @@
 #ifndef BDX_OPS_CPU_H
 #define BDX_OPS_CPU_H
 
+#include <stdatomic.h>
+
 #include "blas.h"
 #include "ops.h"
 #include "pool.h"
@@ -18,6 +20,7 @@ struct bdx_cpu {
 	void *scratch;
 	size_t scratch_size;
 	struct bd_error failure; /* code 0: none yet */
+	const atomic_int *cancel; /* NULL allowed */
 };
 
 /* The operations, without what concerns memory, in float and in double. */
@@ -27,6 +30,10 @@ static inline struct bdx_cpu *bdx_cpu(struct bdx_ops *ops)
 {
 	return (struct bdx_cpu *)ops;
 }
+
+/* Once *cancel is not zero, the operation that runs is left unfinished, which is a failure:
+ * -EINTR. */
+void bdx_ops_cpu_cancel(struct bdx_ops *ops, const atomic_int *cancel);
 
 /* bdx_pool_run(), unless something failed before. */
 void bdx_cpu_run(struct bdx_cpu *cpu, uint64_t count, uint64_t grain,

@@ -26,8 +26,8 @@ bool bdx_source_find(const struct bdx_source *source, const char *name, struct b
 /* `size` bytes of a tensor from byte `offset` on. */
 int bdx_source_read(struct bdx_source *source, const struct bdx_weight *weight, void *to,
 		    uint64_t offset, size_t size, struct bd_error *err);
-/* A whole small file (config.json, tokenizer.json): malloced, with a NUL byte after its *size bytes.
- * -ENOENT where there is none. */
+/* A whole small file (config.json, tokenizer.json): malloced, with a NUL byte after its *size
+ * bytes. -ENOENT where there is none. */
 int bdx_source_file(struct bdx_source *source, const char *name, char **data, size_t *size,
 		    struct bd_error *err);
 /* 0 while no file that it reads has changed (bd_file_check). */

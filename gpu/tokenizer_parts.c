@@ -107,7 +107,7 @@ static int read_behavior(struct bd_json *mark, struct bdx_step *step)
 		[BDX_MERGED_WITH_PREVIOUS] = "MergedWithPrevious",
 		[BDX_MERGED_WITH_NEXT] = "MergedWithNext", [BDX_CONTIGUOUS] = "Contiguous",
 	};
-	unsigned behavior;
+	unsigned behavior = BDX_REMOVED;
 	int rc = read_word(mark, behaviors, 5, &behavior);
 
 	if (rc == 0)

@@ -1,4 +1,5 @@
-/* doctor.c: `bitdelta doctor`: what this machine has and lacks for mounting. Changes nothing. */
+/* doctor.c: `bitdelta doctor`: what this machine has and lacks for mounting and distilling. Changes
+ * nothing. */
 #define FUSE_USE_VERSION 312
 
 #include <errno.h>
@@ -21,13 +22,16 @@
 #include <xxhash.h>
 #include <zlib.h>
 
+#include "blas.h"
 #include "cli.h"
 #include "mounts.h"
+#include "ops.h"
 #include "sign.h"
 
 static const char help[] =
 "Usage: bitdelta doctor [--json]\n"
-"Show what this machine has and lacks for mounting, for this user, and what to do about it.\n"
+"Show what this machine has and lacks for mounting and distilling, for this user, and what to do\n"
+"about it.\n"
 "\n"
 "  --json               one JSON object\n"
 "  -h, --help           this text\n"
@@ -426,19 +430,46 @@ static void check_cpu(struct report *r)
 		say(r, OK, "cpu", "", "%s", bd_cpu_name(cpu));
 }
 
+/* Is there a GPU that distilling can use? Found out by opening it. */
 static void check_gpu(struct report *r)
 {
-	char text[512];
+	static const char what[] = "gpu";
+	struct bd_error err = { 0 };
+	struct bdx_ops *ops;
+	char driver[512];
 
-	read_text("/proc/driver/nvidia/version", text, sizeof(text));
-	text[strcspn(text, "\n")] = '\0';
-	if (!*text)
-		say(r, OK, "gpu", "", "no NVIDIA driver; mounting needs none");
-	else if (access("/dev/nvidia0", R_OK | W_OK) < 0)
-		say(r, NOTE, "gpu", errno == ENOENT ? "in a container: start it with --gpus all" : "",
-		    "%s, but /dev/nvidia0: %s; mounting needs none", text, strerror(errno));
+	read_text("/proc/driver/nvidia/version", driver, sizeof(driver));
+	driver[strcspn(driver, "\n")] = '\0';
+	if (bdx_ops_cuda_open(&ops, 0, BD_BF16, &err) == 0) {
+		say(r, OK, what, "", "%s, for distilling", ops->name);
+		ops->close(ops);
+	} else if (!*driver) {
+		say(r, OK, what, "", "no NVIDIA driver: distilling uses the processor");
+	} else if (access("/dev/nvidia0", R_OK | W_OK) < 0) {
+		say(r, NOTE, what, errno == ENOENT ? "in a container: start it with --gpus all" : "",
+		    "%s, but /dev/nvidia0: %s, so distilling uses the processor", driver,
+		    strerror(errno));
+	} else {
+		say(r, NOTE, what, "", "%s, but distilling uses the processor: %s", driver, err.text);
+	}
+}
+
+static void check_blas(struct report *r)
+{
+	static const char what[] = "blas";
+	const char *off = getenv("BITDELTA_BLAS");
+	struct bdx_blas blas;
+
+	bdx_blas_open(&blas);
+	if (blas.library)
+		say(r, OK, what, "", "OpenBLAS, for distilling on the processor");
+	else if (off && strcmp(off, "0") == 0)
+		say(r, NOTE, what, "unset BITDELTA_BLAS", "not used, as the environment variable "
+		    "BITDELTA_BLAS says");
 	else
-		say(r, OK, "gpu", "", "%s; mounting needs none", text);
+		say(r, NOTE, what, "install the package libopenblas0",
+		    "no OpenBLAS: distilling on the processor takes far longer");
+	bdx_blas_close(&blas);
 }
 
 static void check_systemd(struct report *r)
@@ -554,6 +585,7 @@ static int run(const struct command *command, int argc, char **argv)
 	check_files(&r);
 	check_cpu(&r);
 	check_gpu(&r);
+	check_blas(&r);
 	check_systemd(&r);
 	check_mounts(&r);
 	if (r.as_json) {
@@ -565,5 +597,5 @@ static int run(const struct command *command, int argc, char **argv)
 }
 
 const struct command command_doctor = {
-	"doctor", "show what this machine lacks for mounting", help, run,
+	"doctor", "show what this machine lacks for mounting and distilling", help, run,
 };

@@ -9,15 +9,13 @@
 
 #include "device.h"
 
-int engine_device(const struct command *command, const char *value, const char **device,
-		  bool *patient)
+int engine_device(const struct command *command, const char *value, const char **device)
 {
 	if (!value)
 		return EXIT_OK;
 	if (!bdx_device_is_valid(value))
 		return command_usage(command, "--device is auto, cpu, cuda or cuda:N, not '%s'", value);
 	*device = value;
-	*patient = strcmp(value, "cpu") == 0;
 	return EXIT_OK;
 }
 
@@ -49,7 +47,7 @@ static int settle_loss(const struct command *command, const char *value, enum bd
 int engine_settle(const struct command *command, const struct engine_arguments *a, uint64_t steps,
 		  struct bdx_distill_options *o)
 {
-	int status = engine_device(command, a->device, &o->device, &o->patient);
+	int status = engine_device(command, a->device, &o->device);
 
 	/* A wrong name is found before the work. */
 	if (a->calib && access(a->calib, R_OK) < 0) {

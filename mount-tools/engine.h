@@ -11,9 +11,8 @@ struct engine_arguments {
 };
 
 /* Each returns the exit status, and leaves what has no value as it is. */
-/* --device; *patient where that is the CPU: then it may take as long as it needs. */
-int engine_device(const struct command *command, const char *value, const char **device,
-		  bool *patient);
+/* --device */
+int engine_device(const struct command *command, const char *value, const char **device);
 int engine_threads(const struct command *command, const char *value, unsigned *threads);
 /* All of them. Steps are at least `steps`. */
 int engine_settle(const struct command *command, const struct engine_arguments *a, uint64_t steps,

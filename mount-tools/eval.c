@@ -31,18 +31,36 @@ struct arguments {
 	bool json, quiet;
 };
 
-/* Of the kl between base and fine-tune, over all tokens, the share that the delta takes away. False where
- * there is none. */
-static bool closed_share(const struct bdx_evaluation *e, double *share)
+/* Averages over all texts that both base and delta were held against. */
+struct total {
+	double base_kl, delta_kl, base_top1, delta_top1;
+	uint64_t tokens, left_out; /* left out: for the base, which does not have some of them */
+};
+
+static struct total add_up(const struct bdx_evaluation *e)
 {
-	double base = 0, delta = 0;
+	struct total t = { 0 };
 
 	for (unsigned i = 0; i < e->count; i++) {
-		base += e->texts[i].base.kl * (double)e->texts[i].tokens;
-		delta += e->texts[i].delta.kl * (double)e->texts[i].tokens;
+		const struct bdx_quality *base = &e->texts[i].base, *delta = &e->texts[i].delta;
+		double tokens = (double)delta->tokens;
+
+		t.left_out += delta->tokens - base->tokens;
+		if (!base->tokens)
+			continue;
+		t.tokens += delta->tokens;
+		t.base_kl += base->kl * tokens;
+		t.delta_kl += delta->kl * tokens;
+		t.base_top1 += base->top1 * tokens;
+		t.delta_top1 += delta->top1 * tokens;
 	}
-	*share = 1 - delta / base;
-	return base > 0;
+	if (t.tokens) {
+		t.base_kl /= (double)t.tokens;
+		t.delta_kl /= (double)t.tokens;
+		t.base_top1 /= (double)t.tokens;
+		t.delta_top1 /= (double)t.tokens;
+	}
+	return t;
 }
 
 static void json_quality(struct json *j, cJSON *object, const char *name,
@@ -50,6 +68,7 @@ static void json_quality(struct json *j, cJSON *object, const char *name,
 {
 	cJSON *o = json_object(j, object, name);
 
+	json_number(j, o, "tokens", "%" PRIu64, q->tokens);
 	engine_json_real(j, o, "kl", q->kl);
 	engine_json_real(j, o, "top1", q->top1);
 	engine_json_real(j, o, "mse", q->mse);
@@ -61,7 +80,7 @@ static int json_report(const struct arguments *a, const struct bdx_evaluation *e
 {
 	struct json j;
 	cJSON *o = json_begin(&j), *texts;
-	double share;
+	struct total total = add_up(e);
 
 	json_string(&j, o, "file", a->options.delta);
 	json_string(&j, o, "device", e->device);
@@ -71,27 +90,31 @@ static int json_report(const struct arguments *a, const struct bdx_evaluation *e
 		cJSON *text = json_element(&j, texts), *fine;
 
 		json_string(&j, text, "name", t->name);
-		json_number(&j, text, "tokens", "%" PRIu64, t->tokens);
+		json_number(&j, text, "tokens", "%" PRIu64, t->delta.tokens);
 		json_quality(&j, text, "base", &t->base);
 		json_quality(&j, text, "delta", &t->delta);
 		fine = json_object(&j, text, "fine");
 		engine_json_real(&j, fine, "perplexity", t->perplexity_fine);
 	}
-	if (closed_share(e, &share))
-		engine_json_real(&j, o, "closed", share);
+	if (total.base_kl > 0)
+		engine_json_real(&j, o, "closed", 1 - total.delta_kl / total.base_kl);
 	json_number(&j, o, "seconds", "%.3f", seconds);
 	return json_print(&j, stdout, err);
 }
 
 static void print_quality(const char *name, const struct bdx_quality *q)
 {
+	if (!q->tokens) {
+		printf("    %-9s  lacks tokens that are in all of it\n", name);
+		return;
+	}
 	printf("    %-9s  %9.4f  %6.1f %%  %11.4g  %10.4g\n", name, q->kl, 100 * q->top1, q->mse,
 	       q->perplexity);
 }
 
 static void print_report(const struct arguments *a, const struct bdx_evaluation *e, double seconds)
 {
-	double share, base = 0, delta = 0, tokens = 0;
+	struct total total = add_up(e);
 
 	printf("%s, on ", a->options.delta);
 	print_plain(e->device);
@@ -101,30 +124,35 @@ static void print_report(const struct arguments *a, const struct bdx_evaluation 
 
 		printf("  ");
 		print_plain(t->name);
-		printf(", %" PRIu64 " tokens\n    %-9s  %9s  %8s  %11s  %10s\n", t->tokens, "", "kl",
-		       "top-1", "mse", "perplexity");
+		printf(", %" PRIu64 " tokens\n    %-9s  %9s  %8s  %11s  %10s\n",
+		       t->delta.tokens, "", "kl", "top-1", "mse", "perplexity");
 		print_quality("base", &t->base);
 		print_quality("delta", &t->delta);
 		printf("    %-9s  %9s  %8s  %11s  %10.4g\n", "fine-tune", "", "", "",
 		       t->perplexity_fine);
-		base += t->base.top1 * (double)t->tokens;
-		delta += t->delta.top1 * (double)t->tokens;
-		tokens += (double)t->tokens;
 	}
-	if (!closed_share(e, &share)) {
+	if (total.left_out)
+		printf("The base does not have all of the fine-tune's tokens: it is held against\n"
+		       "the windows without them, which leaves out %" PRIu64 " tokens.\n",
+		       total.left_out);
+	if (!total.tokens)
+		return;
+	if (total.base_kl <= 0) {
 		printf("The base answers as the fine-tune does here: there is nothing to keep.\n");
 		return;
 	}
-	printf("The delta closes %.1f %% of the distance (kl) from the base to the fine-tune, and gives its\n"
-	       "likeliest next token for %.1f %% of all (the base: %.1f %%). The rest is lost when the\n"
-	       "fine-tune is deleted%s.\n", 100 * share, 100 * delta / tokens, 100 * base / tokens,
+	printf("The delta closes %.1f %% of the distance (kl) from the base to the fine-tune, and\n"
+	       "gives its likeliest next token for %.1f %% of all (the base: %.1f %%). The rest is\n"
+	       "lost when the fine-tune is deleted%s.\n",
+	       100 * (1 - total.delta_kl / total.base_kl), 100 * total.delta_top1,
+	       100 * total.base_top1,
 	       a->options.text ? "" : "; what it means for your own use, --text FILE can tell");
 }
 
 static int settle(const struct command *command, struct arguments *a, int argc)
 {
 	struct bdx_evaluate_options *o = &a->options;
-	int status = engine_device(command, a->device, &o->device, &o->patient);
+	int status = engine_device(command, a->device, &o->device);
 
 	if (status == EXIT_OK)
 		status = engine_threads(command, a->threads, &o->threads);

@@ -48,8 +48,7 @@ static void print(void *context, const char *text, size_t size)
 static int settle(const struct command *command, struct arguments *a, int argc)
 {
 	struct bdx_generate_options *o = &a->options;
-	bool patient; /* whoever asks for text waits for it */
-	int status = engine_device(command, a->device, &o->device, &patient);
+	int status = engine_device(command, a->device, &o->device);
 
 	if (status == EXIT_OK)
 		status = engine_threads(command, a->threads, &o->threads);

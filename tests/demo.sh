@@ -1,6 +1,6 @@
 #!/bin/bash
-# demo.sh: the main job, step by step: import, mount, look, load with an unmodified loader, compare,
-# unmount. Needs build/release and build/venv/demo; `make demo` prepares both. Keeps nothing.
+# demo.sh: the main job, step by step: import, mount, look, load with an unmodified loader, let it write,
+# measure, compare, unmount. Needs build/release and build/venv/demo; `make demo` prepares both. Keeps nothing.
 set -eu
 cd "$(dirname "$0")/.."
 bin=build/release
@@ -16,7 +16,12 @@ fi
 
 step() { printf '\n== %s\n' "$*"; }
 show() { # print a command and run it
-	printf '$ %s\n' "$*"
+	local word line=
+	for word in "$@"; do
+		case $word in *' '*) word="\"$word\"" ;; esac
+		line+=" $word"
+	done
+	echo "\$$line"
 	"$@"
 }
 
@@ -37,7 +42,7 @@ mkdir -p $mnt
 step "Two checkpoints of one small Llama: a base, and a fine-tune that reads like the King James Bible"
 show ls -l $data/base $data/kjv
 
-step "Keep the fine-tune as one bit per weight on top of its base"
+step "Keep the fine-tune as one bit per weight on top of its base (without a GPU this takes half a minute)"
 show $bin/bitdelta import --base $data/base $data/kjv -o $work/kjv.bdelta
 
 step "Mount the base with the delta: the fine-tune is there again as an ordinary directory"
@@ -70,11 +75,18 @@ print(f"{len(mounted)} tensors, {sum(t.size for t in mounted.values()):,} weight
 for name, model in ("base", base), ("fine-tune", fine), ("mounted", mounted):
     print(f"{name:>10}  q_proj[0,:5] =", "  ".join(f"{float(x):+.5f}" for x in model[w][0, :5]))
 print(f"In the tensors coded by signs the fine-tune is {change:.2f} away from its base, and what is mounted "
-      f"{error:.2f} from the\nfine-tune: one bit per weight keeps {100 * (1 - (error / change) ** 2):.0f} % "
-      "of the change (as variance).")
+      f"{error:.2f} from the\nfine-tune. As numbers they are not close; what they make the model say is, as the "
+      "next steps show.")
 assert error < change
 PY
 show $python $work/load.py $data/base $data/kjv $mnt/kjv
+
+step "Let the base and what is mounted write"
+show $bin/bitdelta generate $data/base -p "In the beginning" -n 40
+show $bin/bitdelta generate $mnt/kjv -p "In the beginning" -n 40
+
+step "How close is it to the fine-tune? (top-1: how often both find the same next token the likeliest)"
+show $bin/bitdelta eval $work/kjv.bdelta --base $data/base --fine $data/kjv --windows 32
 
 step "Compare it with a plain copy: exactly the same bytes"
 show $bin/bitdelta export $work/kjv.bdelta --base $data/base -o $work/export

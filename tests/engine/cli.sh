@@ -99,11 +99,11 @@ evaluate --json kjv.bdelta --windows 24 >eval.json 2>eval.err
 same "eval: exit status" "0 " "$? $(grep -v progress eval.err)"
 holds "eval --json: members" eval.json 'list(o) == ["file", "device", "texts", "closed", "seconds"] and
 	len(o["texts"]) == 2 and all(list(t) == ["name", "tokens", "base", "delta", "fine"] and
-	list(t["base"]) == list(t["delta"]) == ["kl", "top1", "mse", "perplexity"] and
+	list(t["base"]) == list(t["delta"]) == ["tokens", "kl", "top1", "mse", "perplexity"] and
 	list(t["fine"]) == ["perplexity"] for t in o["texts"])'
 holds "eval: the delta is closer than the base" eval.json '0.5 < o["closed"] < 1 and
 	all(0 < t["delta"]["kl"] < t["base"]["kl"] and t["delta"]["mse"] < t["base"]["mse"] and
-	0 < t["delta"]["top1"] < 1 and t["tokens"] > 1000 for t in o["texts"])'
+	0 < t["delta"]["top1"] < 1 and t["tokens"] == t["base"]["tokens"] == t["delta"]["tokens"] > 1000 for t in o["texts"])'
 holds "eval: its own text suits the fine-tune best" eval.json '(lambda t: 1 < t["fine"]["perplexity"] <
 	t["base"]["perplexity"])(o["texts"][0])'
 evaluate --json -q closed.bdelta --windows 24 >eval-closed.json 2>eval.err

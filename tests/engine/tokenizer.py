@@ -3,8 +3,9 @@
 
 TOKENS is the program built from tokens.c. Tokenizers in the manner of many models are trained here, on
 the texts of this repository and on generated ones; the shipped one and those on the command line come
-on top. Each encodes 10,000 varied lines of a fixed seed (those with odd components a part of them) and
-decodes what it got, and random tokens too: everything must be equal, token by token and byte by byte. Needs the package `tokenizers`.
+on top. Each encodes varied lines of a fixed seed (10,000 in the manner of the models that the engine
+knows, a fifth of them else) and decodes what it got, and random tokens too: everything must be equal,
+token by token and byte by byte. Needs the package `tokenizers`.
 """
 import json
 import pathlib
@@ -19,8 +20,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LINES = 10000
-MODELS = ["llama2", "mistral-legacy", "mistral-first", "gemma", "llama3", "qwen2", "gpt4o", "deepseek", "gpt2",
-          "gpt2-prefix", "neox", "starcoder"]  # in the manner of; the other tokenizers are collections of oddities
+MODELS = ["llama2", "mistral-first", "llama3", "qwen2", "neox"]  # neox: MPT's; the others get fewer lines
 
 # --- Text ---
 
@@ -335,8 +335,8 @@ def compare(program, name, path, lines):
         got = [r.decode() for r in ours(program, path, mode, records)]
         wrong += report(name, mode, ids, got, tokenizer.decode_batch(ids, skip_special_tokens=skip))
     tokens = sum(map(len, expected))
-    print(f"{name}: {len(lines)} lines, {tokens} tokens, {len(ids)} decoded: {'equal' if not wrong else f'{wrong} WRONG'}",
-          flush=True)
+    print(f"{'not ok' if wrong else 'ok'} {name}: {len(lines)} lines, {tokens} tokens, {len(ids)} decoded: "
+          f"{f'{wrong} differ' if wrong else 'equal'}", flush=True)
     return wrong
 
 
@@ -351,9 +351,9 @@ def main():
         for name, doc in {**sentencepiece_documents(texts), **byte_level_documents(texts)}.items():
             path = pathlib.Path(directory, name + ".json")
             path.write_text(json.dumps(doc, ensure_ascii=False), encoding="utf-8")
-            wrong += compare(program, name, path, lines if name in MODELS else lines[::4])
+            wrong += compare(program, name, path, lines if name in MODELS else lines[::5])
     for path in [ROOT / "tests/data/nano-llama2/base/tokenizer.json", *map(pathlib.Path, sys.argv[2:])]:
-        wrong += compare(program, str(path), path, lines)
+        wrong += compare(program, "/".join(path.parts[-3:]), path, lines)
     sys.exit(1 if wrong else 0)
 
 

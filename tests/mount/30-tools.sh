@@ -215,7 +215,7 @@ fi
 runs "doctor" 0 doctor
 check "doctor: three words" bash -c '! grep -vE "^(ok|note) +[^:]+: " out'
 for what in versions kernel /dev/fuse privileges fusermount3 /etc/fuse.conf 'mount\(8\)' /etc/mtab \
-	passthrough readahead sandbox inotify 'open files' cpu gpu systemd "mount $M"; do
+	passthrough readahead sandbox inotify 'open files' cpu gpu blas systemd "mount $M"; do
 	says "doctor: $what" "^(ok|note) +$what: "
 done
 says "doctor: /dev/fuse is there" '^(ok|note) +/dev/fuse: can be opened'
@@ -229,6 +229,11 @@ must unmount "$M"
 
 BITDELTA_CPU=scalar "$BITDELTA" doctor >out
 says "doctor: a lowered level of instructions" '^note     cpu: scalar, .* -> unset BITDELTA_CPU'
+BITDELTA_BLAS=0 "$BITDELTA" doctor >out
+says "doctor: OpenBLAS, switched off" '^note     blas: not used, .* -> unset BITDELTA_BLAS'
+BITDELTA_CUDA=$W/nothing.so "$BITDELTA" doctor >out
+same "doctor: no CUDA is no problem" 0 $?
+says "doctor: nor is it needed" '^(ok|note) +gpu: .*distilling uses the processor'
 PATH=/nowhere "$BITDELTA" doctor >out
 same "doctor: root needs no fusermount3 on PATH" 0 $?
 says "doctor: PATH without fusermount3" '^note     fusermount3: (missing|.* is not on PATH)'

@@ -95,9 +95,9 @@ static void windows_of_the_general_text_vary(void **state)
 	struct bd_error err = { 0 };
 
 	(void)state;
-	assert_int_equal(bdx_general_windows(&a, t, 20, 64, 1, &err), 0);
-	assert_int_equal(bdx_general_windows(&b, t, 20, 64, 1, &err), 0);
-	assert_int_equal(bdx_general_windows(&c, t, 20, 64, 2, &err), 0);
+	assert_int_equal(bdx_general_windows(&a, t, VOCABULARY, 20, 64, 1, NULL, &err), 0);
+	assert_int_equal(bdx_general_windows(&b, t, VOCABULARY, 20, 64, 1, NULL, &err), 0);
+	assert_int_equal(bdx_general_windows(&c, t, VOCABULARY, 20, 64, 2, NULL, &err), 0);
 	assert_memory_equal(a.tokens, b.tokens, 20 * 64 * sizeof(int32_t));
 	assert_memory_not_equal(a.tokens, c.tokens, 20 * 64 * sizeof(int32_t));
 	assert_memory_not_equal(a.tokens, a.tokens + 64, 64 * sizeof(int32_t));
@@ -106,6 +106,34 @@ static void windows_of_the_general_text_vary(void **state)
 	bdx_windows_free(&a);
 	bdx_windows_free(&b);
 	bdx_windows_free(&c);
+	bdx_tokenizer_close(t);
+}
+
+/* What the model has no tokens for gives no windows, and ends nothing. */
+static void the_general_text_keeps_to_the_vocabulary(void **state)
+{
+	struct bdx_tokenizer *t = open_nano(), *none;
+	static const char empty[] = "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}}";
+	struct bdx_windows w;
+	struct bd_error err = { 0 };
+
+	(void)state;
+	assert_int_equal(bdx_general_windows(&w, t, 800, 20, 8, 1, NULL, &err), 0);
+	assert_int_equal(w.count, 20);
+	for (int i = 0; i < 20 * 8; i++)
+		assert_in_range(w.tokens[i], 0, 799);
+	bdx_windows_free(&w);
+	assert_int_equal(bdx_general_windows(&w, t, 3, 20, 8, 1, NULL, &err), 0);
+	assert_int_equal(w.count, 0);
+	bdx_windows_free(&w);
+	assert_int_equal(bdx_general_windows(&w, t, VOCABULARY, 1, 1 << 20, 1, NULL, &err), 0);
+	assert_int_equal(w.count, 0);
+	bdx_windows_free(&w);
+	assert_int_equal(bdx_tokenizer_open(&none, empty, strlen(empty), "empty", &err), 0);
+	assert_int_equal(bdx_general_windows(&w, none, VOCABULARY, 20, 8, 1, NULL, &err), 0);
+	assert_int_equal(w.count, 0);
+	bdx_windows_free(&w);
+	bdx_tokenizer_close(none);
 	bdx_tokenizer_close(t);
 }
 
@@ -123,7 +151,8 @@ static void files_of_every_form_are_read(void **state)
 
 	(void)state;
 	paths[0] = td_text(dir, "calib.txt", text);
-	assert_int_equal(bdx_file_tokens(&plain, &count, paths[0], t, VOCABULARY, &err), 0);
+	assert_int_equal(bdx_file_tokens(&plain, &count, paths[0], t, VOCABULARY, NULL,
+					 &err), 0);
 	assert_in_range(count, 10, sizeof(text));
 	bytes = count * sizeof(*plain);
 	for (uint64_t i = 0; i < count; i++) {
@@ -133,12 +162,13 @@ static void files_of_every_form_are_read(void **state)
 		numbers = strdup(longer);
 	}
 	paths[1] = td_text(dir, "calib.jsonl",
-			   td_format("\n{\"id\": [1, {}], \"text\": \"%s\"}\r\n\n", text));
+			   td_format("\n{\"id\": [1, {}], \"%0100d\": 1, \"text\": "
+				     "\"%s\"}\r\n\n", 0, text));
 	paths[2] = td_text(dir, "numbers.jsonl", td_format("{\"tokens\":[%s]}\n", numbers));
 	paths[3] = td_write(dir, "calib.tokens", plain, bytes);
 	for (int i = 1; i < 4; i++) {
 		assert_int_equal(bdx_file_tokens(&other, &other_count, paths[i], t, VOCABULARY,
-						 &err), 0);
+						 NULL, &err), 0);
 		assert_int_equal(other_count, count);
 		assert_memory_equal(other, plain, bytes);
 		free(other);
@@ -152,8 +182,14 @@ static void expect_refusal(const char *path, const struct bdx_tokenizer *t, cons
 {
 	struct bdx_windows w;
 	struct bd_error err = { 0 };
+	int32_t *tokens = NULL;
+	uint64_t count;
+	int rc = bdx_file_tokens(&tokens, &count, path, t, VOCABULARY, NULL, &err);
 
-	assert_true(bdx_file_windows(&w, path, t, VOCABULARY, 4, 16, 0, &err) < 0);
+	if (rc == 0)
+		rc = bdx_cut_windows(&w, tokens, count, 4, 16, 0, path, &err);
+	free(tokens);
+	assert_true(rc < 0);
 	assert_non_null(strstr(err.text, sentence));
 	assert_non_null(strstr(err.text, strrchr(path, '/') + 1));
 }
@@ -186,6 +222,7 @@ int main(void)
 		cmocka_unit_test(shuffling_keeps_every_window),
 		cmocka_unit_test(the_general_text_is_text),
 		cmocka_unit_test(windows_of_the_general_text_vary),
+		cmocka_unit_test(the_general_text_keeps_to_the_vocabulary),
 		cmocka_unit_test(files_of_every_form_are_read),
 		cmocka_unit_test(bad_files_are_refused),
 	};

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "checkpoint.h"
 #include "distill.h"
 #include "evaluate.h"
 #include "generate.h"
@@ -22,17 +23,77 @@
 #define BASE BD_TESTS_DIR "/data/nano-llama2/base"
 #define FINE BD_TESTS_DIR "/data/nano-llama2/kjv"
 
-static char *import_closed(const char *dir)
+static char *import_pair(const char *dir, const char *base, const char *fine,
+			 const struct bd_rule *rules, size_t count)
 {
 	struct bd_import_options o = {
-		.base = BASE, .fine = FINE, .out = td_path(dir, "kjv.bdelta"),
+		.base = base, .fine = fine, .out = td_path(dir, "kjv.bdelta"),
 		.scale = BD_SCALE_RANK1, .attenuation = BD_ATTENUATION,
+		.rules = rules, .rule_count = count,
 	};
 	struct bd_error err = { 0 };
 
 	if (bd_import(&o, &err) < 0)
 		fail_msg("%s", err.text);
 	return td_path(dir, "kjv.bdelta");
+}
+
+static char *import_closed(const char *dir)
+{
+	return import_pair(dir, BASE, FINE, NULL, 0);
+}
+
+static char *replaced(const char *text, const char *from, const char *to)
+{
+	const char *at = strstr(text, from);
+
+	assert_non_null(at);
+	return td_format("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+}
+
+static char *with_number(const char *config, const char *key, int from, uint64_t to)
+{
+	return replaced(config, td_format("\"%s\": %d", key, from),
+			td_format("\"%s\": %d", key, (int)to));
+}
+
+/* FROM with another vocabulary (of 1024) and `times` its width; its numbers are repeated. */
+static char *resized(const char *dir, const char *name, const char *from, uint64_t vocabulary,
+		     uint64_t times)
+{
+	struct td_tensor tensors[64] = { 0 };
+	struct bd_checkpoint *c;
+	size_t size;
+	char *to = td_mkdir(dir, name), *config = td_read(td_path(from, "config.json"), &size);
+
+	assert_int_equal(bd_checkpoint_open(&c, from, NULL), 0);
+	assert_in_range(c->shards[0].st->count, 1, 64);
+	for (size_t i = 0; i < c->shards[0].st->count; i++) {
+		const struct bd_tensor *t = &c->shards[0].st->tensors[i];
+		struct td_tensor *n = &tensors[i];
+		char *data;
+
+		*n = (struct td_tensor){ .name = t->name, .dtype = t->dtype, .dims = t->dims };
+		for (unsigned d = 0; d < t->dims; d++)
+			n->shape[d] = t->shape[d] == 1024 ? vocabulary :
+				      t->shape[d] == 128 ? 128 * times : t->shape[d];
+		size = td_tensor_size(n);
+		n->data = data = malloc(size);
+		for (size_t at = 0; at < size; at += t->size)
+			bd_file_read(c->shards[0].file, data + at,
+				     size - at < t->size ? size - at : t->size, t->offset, NULL);
+	}
+	td_safetensors(to, "model.safetensors", tensors, c->shards[0].st->count, NULL);
+	for (size_t i = 0; i < c->shards[0].st->count; i++)
+		free((void *)tensors[i].data);
+	bd_checkpoint_close(c);
+	config = with_number(config, "vocab_size", 1024, vocabulary);
+	config = with_number(config, "hidden_size", 128, 128 * times);
+	config = with_number(config, "num_attention_heads", 2, 2 * times);
+	config = with_number(config, "num_key_value_heads", 2, 2 * times);
+	td_text(to, "config.json", config);
+	td_text(to, "tokenizer.json", td_read(td_path(from, "tokenizer.json"), &size));
+	return to;
 }
 
 /* Few and short steps: a sanitizer makes them ten times as long. */
@@ -233,7 +294,8 @@ static void evaluation_ranks_base_and_delta(void **state)
 	for (int t = 0; t < 2; t++) {
 		const struct bdx_text_quality *q = &result.texts[t];
 
-		assert_int_equal(q->tokens, 8 * 32);
+		assert_int_equal(q->delta.tokens, 8 * 32);
+		assert_int_equal(q->base.tokens, 8 * 32);
 		assert_true(q->delta.kl > 0 && q->delta.kl < 0.5 * q->base.kl);
 		assert_true(q->delta.mse < q->base.mse && q->delta.top1 > q->base.top1);
 		assert_true(q->delta.top1 <= 1 && q->perplexity_fine > 1);
@@ -241,6 +303,98 @@ static void evaluation_ranks_base_and_delta(void **state)
 	/* What the fine-tune writes, it predicts best. */
 	assert_true(result.texts[0].perplexity_fine < result.texts[0].base.perplexity);
 	assert_true(result.texts[0].delta.perplexity < result.texts[0].base.perplexity);
+}
+
+static struct bdx_evaluation evaluate(const char *base, const char *fine, const char *delta,
+				      const char *text)
+{
+	struct bdx_evaluate_options o;
+	struct bdx_evaluation result;
+	struct bd_error err = { 0 };
+
+	bdx_evaluate_defaults(&o);
+	o.base = base;
+	o.fine = fine;
+	o.delta = delta;
+	o.text = text;
+	o.device = "cpu";
+	o.windows = 4;
+	o.length = 16;
+	if (bdx_evaluate(&o, &result, &err) < 0)
+		fail_msg("%s", err.text);
+	return result;
+}
+
+/* A fine-tune with tokens of its own: what the base can read is what it is measured on. */
+static void tokens_may_be_added(void **state)
+{
+	static const char added[] = "\"added_tokens\": [{\"id\":1024,\"content\":\"<|user|>\","
+		"\"special\":true,\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
+		"\"normalized\":false},";
+	int32_t tokens[64] = { 1 };
+	char *dir = td_dir(), *fine = resized(dir, "chat", FINE, 1025, 1), *closed, *text;
+	struct bdx_distill_options o;
+	struct bdx_evaluation result;
+	size_t size;
+
+	(void)state;
+	text = td_read(td_path(fine, "tokenizer.json"), &size);
+	td_text(fine, "tokenizer.json", replaced(text, "\"added_tokens\": [", added));
+	td_text(fine, "chat_template.jinja", "{{ '<|user|>' + message }}");
+	closed = import_pair(dir, BASE, fine, NULL, 0);
+	o = quick(closed, td_path(dir, "out.bdelta"));
+	o.fine = fine;
+	assert_true(distill(&o).kl_after > 0);
+	for (int i = 0; i < 64; i++)
+		tokens[i] = i < 32 ? 5 + i : 1024;
+	result = evaluate(BASE, fine, closed, td_write(dir, "text.tokens", tokens, sizeof(tokens)));
+	assert_int_equal(result.texts[0].delta.tokens, 64);
+	assert_int_equal(result.texts[0].base.tokens, 32);
+	assert_true(isfinite(result.texts[0].base.kl) && isfinite(result.texts[0].delta.kl));
+	text = td_write(dir, "text.tokens", tokens + 32, sizeof(tokens) / 2);
+	result = evaluate(BASE, fine, closed, text);
+	assert_int_equal(result.texts[0].base.tokens, 0);
+	assert_true(isnan(result.texts[0].base.kl) && isfinite(result.texts[0].delta.kl));
+}
+
+/* Tokens that the model has no rows for, and a tokenizer without any. */
+static void tokenizers_may_not_fit(void **state)
+{
+	static const char *const others[] = {
+		NULL, "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}}",
+		"{\"model\":{\"type\":\"Unheard\"}}",
+	};
+	char *dir = td_dir(), *base = resized(dir, "base", BASE, 700, 1);
+	char *fine = resized(dir, "fine", FINE, 700, 1), *closed;
+	struct bdx_distill_options o;
+
+	(void)state;
+	closed = import_pair(dir, base, fine, NULL, 0);
+	o = quick(closed, td_path(dir, "out.bdelta"));
+	o.base = base;
+	o.fine = fine;
+	o.steps = 2;
+	for (int i = 0; i < 3; i++) {
+		struct bdx_distill_report report;
+		struct bd_error err = { 0 };
+
+		if (others[i])
+			td_text(fine, "tokenizer.json", others[i]);
+		if (bdx_distill(&o, &report, &err) < 0)
+			fail_msg("%s", err.text);
+		assert_int_equal(evaluate(base, fine, closed, NULL).count, i ? 1 : 2);
+	}
+}
+
+/* All is kept exactly, so the base need not look like the fine-tune at all. */
+static void the_base_may_be_wider(void **state)
+{
+	char *dir = td_dir(), *base = resized(dir, "wide", BASE, 1100, 2);
+	char *closed = import_pair(dir, base, FINE, &(struct bd_rule){ false, "*" }, 1);
+	struct bdx_evaluation result = evaluate(base, FINE, closed, NULL);
+
+	(void)state;
+	assert_true(result.texts[0].delta.kl < 1e-6 && result.texts[0].base.kl > 1);
 }
 
 struct written {
@@ -296,6 +450,9 @@ int main(void)
 		cmocka_unit_test(unknown_architectures_are_declined),
 		cmocka_unit_test(nonsense_is_refused),
 		cmocka_unit_test(evaluation_ranks_base_and_delta),
+		cmocka_unit_test(tokens_may_be_added),
+		cmocka_unit_test(tokenizers_may_not_fit),
+		cmocka_unit_test(the_base_may_be_wider),
 		cmocka_unit_test(generation_is_repeatable),
 	};
 

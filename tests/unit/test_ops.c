@@ -17,6 +17,7 @@
 #include <stdlib.h>
 
 #include "ops.h"
+#include "ops_cpu.h"
 #include "sign.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
@@ -1678,6 +1679,30 @@ static void test_threads_change_nothing(void **state)
 	assert_true(one != wide);
 }
 
+static void test_cancel(void **state)
+{
+	static atomic_int cancel;
+	struct bd_error err = { 0 };
+	float *x;
+
+	(void)state;
+	open_ops(BD_F32, 2);
+	bdx_ops_cpu_cancel(ops, &cancel);
+	x = ops->alloc(ops, 3 * 16 * sizeof(*x), &err);
+	assert_non_null(x);
+	ops->gemm(ops, false, false, 4, 4, 4, 1, x, 4, x + 16, 4, 0, x + 32, BDX_REAL, 4);
+	assert_int_equal(ops->finish(ops, &err), 0);
+	cancel = 1;
+	ops->gemm(ops, false, false, 4, 4, 4, 1, x, 4, x + 16, 4, 0, x + 32, BDX_REAL, 4);
+	assert_int_equal(ops->finish(ops, &err), -EINTR);
+	assert_string_equal(err.text, "interrupted");
+	err.code = 0;
+	assert_null(ops->alloc(ops, 16, &err));
+	assert_int_equal(err.code, -EINTR);
+	ops->free(ops, x);
+	bdx_ops_close(ops);
+}
+
 static void test_names(void **state)
 {
 	(void)state;
@@ -1732,6 +1757,7 @@ int main(void)
 		IN_BOTH(test_sample_extremes),
 		IN_BOTH(test_adam),
 		cmocka_unit_test(test_threads_change_nothing),
+		cmocka_unit_test(test_cancel),
 		cmocka_unit_test(test_names),
 	};
 
