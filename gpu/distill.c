@@ -119,7 +119,8 @@ static int open_inputs(struct distill *d, struct bd_error *err)
 		bd_delta_close(delta);
 		return rc;
 	}
-	return open_tokenizer(d, err);
+	rc = bdx_source_match(d->fine, delta, err);
+	return rc < 0 ? rc : open_tokenizer(d, err);
 }
 
 /* Batches of different windows; later steps begin again with the first. */

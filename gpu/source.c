@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define MAX_IDLE 64 /* scratches that are kept for the next read */
+#define SMALL ((uint64_t)1 << 20) /* bytes of a tensor that bdx_source_match looks at */
 
 struct bdx_source {
 	struct bd_checkpoint *checkpoint; /* owned; NULL for a view */
@@ -201,6 +202,49 @@ int bdx_source_file(struct bdx_source *s, const char *name, char **data, size_t 
 		*data = NULL;
 	}
 	return rc;
+}
+
+/* Has the source the tensor of a raw entry, with the same bytes? 1 or 0. */
+static int has_raw(struct bdx_source *s, const struct bd_entry *entry, struct bd_error *err)
+{
+	size_t size = entry->tensor->size;
+	struct bdx_weight weight;
+	char hash[BD_HASH], *data;
+	int rc;
+
+	if (!bdx_source_find(s, entry->tensor->name, &weight) || weight.tensor->size != size ||
+	    weight.tensor->dtype != entry->tensor->dtype)
+		return 0;
+	data = malloc(size + 1);
+	if (!data)
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", bdx_source_name(s));
+	rc = bdx_source_read(s, &weight, data, 0, size, err);
+	if (rc == 0) {
+		bd_hash_data(data, size, hash);
+		rc = strcmp(hash, entry->xxh128) == 0;
+	}
+	free(data);
+	return rc;
+}
+
+int bdx_source_match(struct bdx_source *s, const struct bd_delta *delta, struct bd_error *err)
+{
+	for (size_t f = 0; f < delta->file_count; f++)
+		for (size_t t = 0; delta->files[f].st && t < delta->files[f].st->count; t++) {
+			const struct bd_entry *e = &delta->files[f].entries[t];
+			int rc;
+
+			if (e->encoding != BD_RAW || e->tensor->size > SMALL)
+				continue;
+			rc = has_raw(s, e, err);
+			if (rc < 0)
+				return rc;
+			if (rc == 0)
+				return bd_error_set(err, -EINVAL, "%s is not the fine-tune that %s was made "
+						    "from: their tensors %s differ", bdx_source_name(s),
+						    delta->file->path, e->tensor->name);
+		}
+	return 0;
 }
 
 int bdx_source_check(struct bdx_source *s, struct bd_error *err)

@@ -268,6 +268,10 @@ static void nonsense_is_refused(void **state)
 	assert_int_equal(bdx_distill(&o, &report, &err), -EINVAL);
 	assert_non_null(strstr(err.text, "abacus"));
 	o = quick(closed, closed);
+	o.fine = BASE; /* not what the delta was made from */
+	assert_int_equal(bdx_distill(&o, &report, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "is not the fine-tune"));
+	o = quick(closed, closed);
 	o.base = FINE; /* not the base of the delta */
 	assert_int_equal(bdx_distill(&o, &report, &err), -EINVAL);
 	check_whole(closed);
