@@ -179,7 +179,7 @@ static int open_device(struct distill *d, struct bd_error *err)
 
 /* What the mix takes from each origin, of `count` windows in all: half is written by the
  * fine-tune, three eighths by the base, which stand for what its fine-tune still knows, and the
- * rest is general text. Measured on five pairs against other mixes: README.md, "Quality". */
+ * rest is general text. Measured on five pairs against other mixes: README.md, "How close". */
 static uint64_t from_fine(const struct distill *d, uint64_t count)
 {
 	return d->tokenizer || d->base_text.count ? (count + 1) / 2 : count;
