@@ -1114,6 +1114,7 @@ static void loading_is_watched(void **state)
 	bdx_model_close(o.model);
 	o.model = NULL;
 	cancel = 1;
+	last = 0;
 	/* So little is loaded that it may be over before anybody looks. */
 	if (bdx_model_open_student(&o.model, o.ops, o.config, o.view, &watch, &err) < 0)
 		assert_int_equal(err.code, -EINTR);
