@@ -458,7 +458,7 @@ void bdx_pattern_close(struct bdx_pattern *pattern)
 	free(pattern);
 }
 
-static int add_span(struct bdx_run *run, size_t start, size_t end, bool match)
+int bdx_add_span(struct bdx_run *run, size_t start, size_t end, bool match)
 {
 	struct bdx_spans *spans = &run->spans;
 	struct bdx_span *data = bdx_grow(spans->data, spans->count, &spans->capacity,
@@ -570,9 +570,9 @@ int bdx_pattern_split(const struct bdx_pattern *pattern, struct bdx_run *run, co
 			at = next_character(&s, at);
 			continue;
 		}
-		rc = done < ends[0] ? add_span(run, done, ends[0], false) : 0;
+		rc = done < ends[0] ? bdx_add_span(run, done, ends[0], false) : 0;
 		if (rc == 0)
-			rc = add_span(run, ends[0], ends[1], true);
+			rc = bdx_add_span(run, ends[0], ends[1], true);
 		if (rc == 0 && run->spans.count % MATCHES_UNWATCHED == 0)
 			rc = check_clock(run);
 		if (rc)
@@ -580,7 +580,7 @@ int bdx_pattern_split(const struct bdx_pattern *pattern, struct bdx_run *run, co
 		done = at = last = ends[1];
 	}
 	if (rc == 0 && done < size)
-		rc = add_span(run, done, size, false);
+		rc = bdx_add_span(run, done, size, false);
 out:
 	pcre2_match_data_free(s.data);
 	pcre2_match_context_free(s.context);

@@ -4,19 +4,6 @@
 
 #include "tokenizer_impl.h"
 
-static int add_span(struct bdx_run *run, size_t start, size_t end, bool match)
-{
-	struct bdx_spans *spans = &run->spans;
-	struct bdx_span *data = bdx_grow(spans->data, spans->count, &spans->capacity,
-					 sizeof(*data));
-
-	if (!data)
-		return bdx_run_nomem(run);
-	spans->data = data;
-	data[spans->count++] = (struct bdx_span){ .start = start, .end = end, .match = match };
-	return 0;
-}
-
 /* run->spans: every character with a property, and what lies between them. */
 static int split_characters(struct bdx_run *run, const char *text, size_t size,
 			    bool (*has)(uint32_t))
@@ -30,14 +17,14 @@ static int split_characters(struct bdx_run *run, const char *text, size_t size,
 		unsigned length = bdx_unicode_next(text + at, &code);
 
 		if (has(code)) {
-			rc = done < at ? add_span(run, done, at, false) : 0;
+			rc = done < at ? bdx_add_span(run, done, at, false) : 0;
 			if (rc == 0)
-				rc = add_span(run, at, at + length, true);
+				rc = bdx_add_span(run, at, at + length, true);
 			done = at + length;
 		}
 		at += length;
 	}
-	return rc == 0 && done < size ? add_span(run, done, size, false) : rc;
+	return rc == 0 && done < size ? bdx_add_span(run, done, size, false) : rc;
 }
 
 /* The same for one character, given as its bytes. */
@@ -52,9 +39,9 @@ static int split_at(struct bdx_run *run, const char *text, size_t size, const ch
 		const char *found = memmem(text + done, size - done, mark, length);
 		size_t at = found ? (size_t)(found - text) : size;
 
-		rc = done < at ? add_span(run, done, at, false) : 0;
+		rc = done < at ? bdx_add_span(run, done, at, false) : 0;
 		if (rc == 0 && found)
-			rc = add_span(run, at, at + length, true);
+			rc = bdx_add_span(run, at, at + length, true);
 		done = found ? at + length : size;
 	}
 	return rc;
@@ -140,7 +127,7 @@ static int byte_level(const struct bdx_step *step, struct bdx_run *run,
 		rc = bdx_pattern_split(step->pattern, run, text, size);
 	} else {
 		run->spans.count = 0;
-		rc = add_span(run, 0, size, false);
+		rc = bdx_add_span(run, 0, size, false);
 	}
 	for (size_t i = 0; i < run->spans.count && rc == 0; i++) {
 		const struct bdx_span *s = &run->spans.data[i];

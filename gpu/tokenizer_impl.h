@@ -298,4 +298,7 @@ int bdx_parts_read(struct bdx_reader *r, struct bd_json *j, enum bdx_part part,
 /* What the post-processor puts around a text. */
 int bdx_parts_read_post_processor(struct bdx_reader *r, struct bd_json *j);
 
+/* Append to run->spans. -ENOMEM, remembered in the run. */
+int bdx_add_span(struct bdx_run *run, size_t start, size_t end, bool match);
+
 #endif
