@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # bitdelta: a filesystem that keeps fine-tunes as one-bit deltas of their base.
 #
 #   make              build the programs into build/release/ (needs the packages of `make deps`)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* base.c: the identity of a base, see base.h. */
 #include "base.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* base.h: a checkpoint in the role of a base: its identity (FORMAT.md section 5).
  *
  * Immutable after bd_base_open; any thread may use it. Several deltas share one base. */

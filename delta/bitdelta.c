@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bitdelta.c: the public interface, see bitdelta.h. */
 #include "bitdelta.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bitdelta.h: read fine-tunes that are stored as .bdelta files, without a mount.
  *
  * The public interface of libbitdelta; see libbitdelta(3). A .bdelta file holds what a fine-tune

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* buffer.c: the growing buffer, see buffer.h. */
 #include "buffer.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* buffer.h: bytes that grow, for building headers and JSON documents.
  *
  *     struct bd_buffer b = { 0 };

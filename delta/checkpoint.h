@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* checkpoint.h: a model directory: its shards, its tensors by name, its other files.
  *
  * A checkpoint is a directory with model.safetensors, or with model.safetensors.index.json and the

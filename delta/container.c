@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* container.c: a safetensors file whose header is written last, see container.h. */
 #include "container.h"
 

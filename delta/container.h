@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* container.h: writing a safetensors file in one sweep, before its header is known.
  *
  * Room for the header is left at the front, from an upper bound, and what is over is filled with

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* delta.c: opening a .bdelta file and matching it with a base, see delta.h. */
 #include "delta.h"
 

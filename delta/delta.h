@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* delta.h: an open .bdelta file: container and manifest, checked against each other (FORMAT.md).
  *
  * bd_delta_open reads the container's header and the manifest and holds every rule of FORMAT.md

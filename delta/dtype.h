@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dtype.h: the element types of safetensors, their names and sizes. */
 #ifndef BD_DTYPE_H
 #define BD_DTYPE_H

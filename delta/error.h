@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* error.h: the one way in which functions below the programs report failure.
  *
  * A function that can fail returns 0 (or a count) on success and a negative errno on failure, and

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* export.c: writing a view to a directory, see export.h. */
 #include "export.h"
 

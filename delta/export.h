@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* export.h: a fine-tune written out as a plain directory: nobody is locked in. */
 #ifndef BD_EXPORT_H
 #define BD_EXPORT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* file.c: reading input files whose identity is frozen at open, see file.h. */
 #include "file.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* file.h: an input file whose contents are frozen when it is opened.
  *
  * Device, inode, size, mtime and ctime are remembered, and bd_file_check fails with -EIO where they

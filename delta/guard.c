@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* guard.c: a handler of SIGBUS that jumps back, see guard.h. */
 #include "guard.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* guard.h: reading mapped files without dying of SIGBUS.
  *
  * A page of a mapping that cannot be had, because somebody truncated the file or the disk failed,

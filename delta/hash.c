@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* hash.c: hashes as text, see hash.h. */
 #include "hash.h"
 

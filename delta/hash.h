@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* hash.h: the hashes of the format (FORMAT.md section 1): XXH3, as hexadecimal text. */
 #ifndef BD_HASH_H
 #define BD_HASH_H

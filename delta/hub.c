@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* hub.c: resolving a model's path, see hub.h. */
 #include "hub.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* hub.h: where a model lies: a directory, or an entry of the local Hugging Face cache.
  *
  *     models--org--name/refs/main             the commit that "main" was when it was downloaded

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* import.c: running an import on all cores and writing the file in order. See import.h.
  *
  * The file is written in one sweep (container.h), in an order that aligns every stored tensor to

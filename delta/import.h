@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* import.h: from a base and a fine-tune to a .bdelta file.
  *
  * Both checkpoints are read once, tensor by tensor on all cores; memory stays at some MiB per core

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* import_impl.h: what import.c (order, writing), import_plan.c (what to try) and import_tensor.c
  * (looking at one tensor) share. Private. */
 #ifndef BD_IMPORT_IMPL_H

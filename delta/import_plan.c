@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* import_plan.c: what to try for each tensor of a fine-tune, decided from names, types and shapes
  * alone. See import_impl.h. */
 #include "import_impl.h"

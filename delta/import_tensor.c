@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* import_tensor.c: looking at one tensor of a fine-tune beside its base: is it the same, which
  * signs and scales does it have, how far off will they be. See import_impl.h. */
 #include "import_impl.h"

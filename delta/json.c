@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* json.c: the strict pull reader for JSON, see json.h.
  *
  * Strings are decoded straight into the caller's memory and are never longer than their text in

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* json.h: a strict pull reader for JSON that strangers wrote.
  *
  * RFC 8259 to the letter: UTF-8 checked (no surrogates, no overlong forms, no BOM), no control

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* manifest.h: the manifest of a .bdelta file, read and written (FORMAT.md section 2). Private to
  * this library. */
 #ifndef BD_MANIFEST_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* names.c: the hash table from names to numbers, see names.h.
  *
  * Open addressing with linear probing over 16-byte slots, at most three quarters full. A slot keeps

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* names.h: a table from names to numbers, for look-ups in constant time.
  *
  * The names come from files that strangers wrote, so the hash is keyed: nobody can prepare names

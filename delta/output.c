@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* output.c: atomic, durable files, see output.h. */
 #include "output.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* output.h: a file that appears under its name whole and durable, or not at all.
  *
  * The bytes go to a file without a name (O_TMPFILE), which a crash or a kill cannot leave behind;

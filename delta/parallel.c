@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* parallel.c: a pool of threads for the length of one job, see parallel.h. */
 #include "parallel.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* parallel.h: run numbered pieces of work on all cores.
  *
  * The calling thread does not work; it wakes five times a second for `tick`, so that progress can

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* policy.c: defaults and rules for the choice of encodings, see policy.h. */
 #include "policy.h"
 

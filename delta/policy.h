@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* policy.h: which tensors an import codes by signs, by name and kind.
  *
  * Signs are for linear weights, as in the published method. Embeddings, output heads, norms, biases

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* refine.c: copying a .bdelta file but for its scales, see refine.h. */
 #include "refine.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* refine.h: a .bdelta file with better scales: everything else stays, byte for byte. */
 #ifndef BD_REFINE_H
 #define BD_REFINE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* safetensors.c: the strict reader of safetensors headers, see safetensors.h.
  *
  * Refused although the reference parser (crate safetensors, 0.8) takes them, because no writer

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* safetensors.h: the strict reader of safetensors headers; serves bases, fine-tunes and deltas.
  *
  * File: u64 little-endian header length N, N bytes of JSON, then the tensors' bytes. Accepted is

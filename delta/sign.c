@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sign.c: sign encoding in plain C, which defines what every level computes, and the choice of
  * level. */
 #include "sign_impl.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sign.h: the arithmetic of sign encoding, as the file format promises it (FORMAT.md section 4).
  *
  *     acc = float(base)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sign_avx2.c: sign encoding with AVX2 and F16C; same bits as sign.c. */
 #include "sign_impl.h"
 

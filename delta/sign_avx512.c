@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sign_avx512.c: sign encoding with AVX-512 (F, BW, DQ, VL; one kernel uses BF16 and VBMI where the
  * processor has them); same bits as sign.c. */
 #include "sign_impl.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sign_impl.h: what sign.c and its vector versions share. Private to the library.
  *
  * All of it relies on the default floating-point environment: rounding to nearest, and subnormals

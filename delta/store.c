@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* store.c: the parts of a .bdelta file on their way into its container, see store.h. */
 #include "store.h"
 

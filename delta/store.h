@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* store.h: what the writers of .bdelta files share: import.c, which makes them from a fine-tune, and
  * refine.c, which makes them from older ones. Private to these.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* summary.c: adding up a delta, see summary.h. */
 #include "summary.h"
 

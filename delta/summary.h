@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* summary.h: the figures of a delta that people ask for: sizes, encodings, errors. */
 #ifndef BD_SUMMARY_H
 #define BD_SUMMARY_H

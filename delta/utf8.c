@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* utf8.c: decoding and encoding of UTF-8, see utf8.h. */
 #include "utf8.h"
 

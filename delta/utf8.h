@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* utf8.h: which bytes are UTF-8 text, and which text is fit to be a name. */
 #ifndef BD_UTF8_H
 #define BD_UTF8_H

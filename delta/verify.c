@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* verify.c: complete checks of a delta and its base, see verify.h. */
 #include "verify.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* verify.h: checking every byte of a delta, and of what it needs of its base, against the hashes. */
 #ifndef BD_VERIFY_H
 #define BD_VERIFY_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* view.c: computing a fine-tune's bytes from its base and its delta, see view.h. */
 #include "view.h"
 

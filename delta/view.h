@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* view.h: a delta over its base, as the directory of files that it stands for.
  *
  * The one place that computes a fine-tune's bytes: the mount, `export` and the tests read through

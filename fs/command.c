@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* command.c: the program part of mounting, see command.h. The only file of fs/ that prints. */
 #include "command.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* command.h: the program part of mounting, for mount.bitdelta and `bitdelta mount`. */
 #ifndef BDFS_COMMAND_H
 #define BDFS_COMMAND_H

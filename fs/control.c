@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* control.c: what the mount says about itself, see control.h. */
 #include "control.h"
 

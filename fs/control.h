@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* control.h: what the mount says about itself, as the files of .bitdelta and for `bitdelta status`. */
 #ifndef BDFS_CONTROL_H
 #define BDFS_CONTROL_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* log.c: where the daemon's messages go, see log.h. */
 #include "log.h"
 

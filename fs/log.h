@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* log.h: where the daemon's messages go: a file, syslog, the journal, or a function of the program.
  *
  * All functions may be called from several threads. */

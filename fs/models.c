@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* models.c: the bases and models of a mount, see models.h. */
 #include "models_impl.h"
 

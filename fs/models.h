@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* models.h: what a mount shows: bases, the deltas found for them, and the models they make.
  *
  * A model is one directory of the mount: a delta over its base, or a base itself. It keeps only what

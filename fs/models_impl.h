@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* models_impl.h: what models.c and scan.c share: how models are made. */
 #ifndef BDFS_MODELS_IMPL_H
 #define BDFS_MODELS_IMPL_H

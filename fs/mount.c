@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mount.c: mount and serve, see mount.h. */
 #include "mount.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mount.h: mount, serve and unmount. The whole daemon behind two functions. */
 #ifndef BDFS_MOUNT_H
 #define BDFS_MOUNT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mountinfo.c: what is mounted at a path, see mountinfo.h and proc_pid_mountinfo(5). */
 #include "mountinfo.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mountinfo.h: what is mounted at a path, as /proc/self/mountinfo tells it.
  *
  * Never touches the mounted filesystem itself, so it works where a daemon is stuck or dead. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mountpoint.c: the directory to mount on, see mountpoint.h. */
 #include "mountpoint.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mountpoint.h: the directory to mount on, before and after. */
 #ifndef BDFS_MOUNTPOINT_H
 #define BDFS_MOUNTPOINT_H

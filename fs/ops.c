@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops.c: the answers to the kernel's requests, see ops.h. */
 #include "ops.h"
 

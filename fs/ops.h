@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops.h: the answers to the kernel's requests.
  *
  * No lock is held while a file is read: every thread of the loop has its own buffer, and models and

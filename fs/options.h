@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* options.h: the command line of mount.bitdelta, which `bitdelta mount` shares:
  *
  *     SOURCE TARGET [-sfnvrwd] [-N namespace] [-t type] [-o options]

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* remount.c: `mount -o remount`, see remount.h. */
 #include "remount.h"
 

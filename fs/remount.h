@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* remount.h: `mount -o remount` of a mount that is there. */
 #ifndef BDFS_REMOUNT_H
 #define BDFS_REMOUNT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sandbox.c: fewer rights for the daemon, see sandbox.h. */
 #include "sandbox.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sandbox.h: fewer rights for the daemon, once it has opened what it needs.
  *
  * A .bdelta file may come from a stranger. Should one ever lead the daemon astray, the daemon can

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* scan.c: making the list of models what the directories hold now, see models.h. */
 #include <dirent.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sources.c: where deltas come from, see sources.h. */
 #include "sources.h"
 

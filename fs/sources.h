@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sources.h: where deltas come from: a directory, or one file in it. Private to models.c and scan.c. */
 #ifndef BDFS_SOURCES_H
 #define BDFS_SOURCES_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* stats.c: what the daemon has done, see stats.h. */
 #include "stats.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* stats.h: what the daemon has done, counted while it does it.
  *
  * Relaxed atomics: any thread may add, and a reader sees each figure as it was at about the same time. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* supervise.c: the process that keeps a mount, see supervise.h. */
 #include "supervise.h"
 

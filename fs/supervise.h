@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* supervise.h: the process that keeps a mount, while its child, the daemon, serves it.
  *
  * The daemon may have given up the right to unmount, or be killed. Its parent opens nothing and reads

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tree.c: the directories and files that a mount shows, see tree.h. */
 #include "tree.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tree.h: the directories and files that a mount shows, and which of them the kernel knows.
  *
  * The root holds one branch per model: its directory with everything below. A branch never changes; the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* umount.c: bdfs_umount of mount.h. */
 #include "mount.h"
 

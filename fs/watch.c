@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* watch.c: keeping a mount in step with its directories of deltas, see watch.h. */
 #include "watch.h"
 

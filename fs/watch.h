@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* watch.h: keeping a mount in step with its directories of deltas.
  *
  * A thread waits for inotify and SIGHUP, looks at the directories again, changes the tree and tells the

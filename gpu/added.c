@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* added.c: added tokens, which are found in a text before it is cut into words; see
  * tokenizer_impl.h.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* arch.c: the architectures that the engine knows, and reading one from config.json, see arch.h.
  *
  * To add an architecture, add an entry to `descriptions`: what its config.json calls things, its

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* arch.h: what a model looks like: from config.json to the shape of a decoder.
  *
  * arch.c holds one description per architecture: the keys of its config.json, the names of its

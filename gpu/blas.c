@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* blas.c: finding OpenBLAS, see blas.h. */
 #include "blas.h"
 

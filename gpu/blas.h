@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* blas.h: OpenBLAS, found when the program runs; nothing is linked against it. */
 #ifndef BDX_BLAS_H
 #define BDX_BLAS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bpe.c: byte pair encoding: the vocabulary, the merges, and a word turned into tokens; see
  * tokenizer_impl.h.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* calib.c: the windows of tokens that distillation learns from. See calib.h. */
 #include "calib.h"
 

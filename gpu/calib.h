@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* calib.h: the windows of tokens that distillation learns from and is judged by. */
 #ifndef BDX_CALIB_H
 #define BDX_CALIB_H

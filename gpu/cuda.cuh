@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* cuda.cuh: what the files of the CUDA backend share: the state behind a table, how they launch and
  * report, and element types on the device. Private to gpu/ *.cu. */
 #ifndef BDX_CUDA_CUH

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* cuda.h: the one symbol of bitdelta-cuda.so. */
 #ifndef BDX_CUDA_H
 #define BDX_CUDA_H

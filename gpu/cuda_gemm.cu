@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* cuda_gemm.cu: matrix products through cuBLASLt. Each shape is planned once, by a fixed rule
  * from what cuBLASLt proposes: timing several would let two runs choose differently, and differ. */
 #include "cuda.cuh"

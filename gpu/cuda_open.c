@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* cuda_open.c: finds and opens bitdelta-cuda.so, which holds the CUDA backend. */
 #include "cuda.h"
 

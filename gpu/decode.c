@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* decode.c: the decoders of tokenizer.json, from the texts of tokens to one text; see
  * tokenizer_impl.h.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* device.c: choosing where the engine runs, and how long that would take. See device.h. */
 #include "device.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* device.h: choosing where the engine runs. */
 #ifndef BDX_DEVICE_H
 #define BDX_DEVICE_H

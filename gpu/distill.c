@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* distill.c: refine the scales of a delta until the student's logits match the fine-tune's.
  *
  * BitDelta (Liu et al., arXiv 2402.10193), section 3.1, with scales per row and column. The order of work

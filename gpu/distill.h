@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* distill.h: refine the scales of a delta until the student's logits match the fine-tune's. */
 #ifndef BDX_DISTILL_H
 #define BDX_DISTILL_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* evaluate.c: how close is a delta to its fine-tune, as functions? See evaluate.h. */
 #include "evaluate.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* evaluate.h: how close is a delta to its fine-tune, as functions? */
 #ifndef BDX_EVALUATE_H
 #define BDX_EVALUATE_H

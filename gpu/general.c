@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* general.c: the general text that the program carries, put into it when it is assembled (the
  * compiler runs in the project's root). See general.h. */
 #include "general.h"

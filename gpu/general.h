@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* general.h: the general text that the program carries for calibration: gpu/general/, some 200
  * kB in many registers, written for this project. */
 #ifndef BDX_GENERAL_H

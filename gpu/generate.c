@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* generate.c: text from a model, to look at. See generate.h. */
 #include "generate.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* generate.h: text from a model, to look at. */
 #ifndef BDX_GENERATE_H
 #define BDX_GENERATE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* judge.c: a teacher's outputs on windows, and other models held against them. See judge.h. */
 #include "judge.h"
 

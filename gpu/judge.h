@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* judge.h: a teacher's outputs on windows of tokens, and other models held against them.
  *
  * The teacher runs once; only its final hidden states are kept (operand, width elements a token), from

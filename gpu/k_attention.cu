@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* k_attention.cu: attention and its backward pass as products of 64 x 64 tiles around a softmax
  * of whole rows. With operands of 16 bits the tiles are multiplied in TF32 on tensor cores,
  * which keeps more digits than the operands have; with F32 operands in F32. */

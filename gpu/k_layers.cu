@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* k_layers.cu: the small operations of a layer: embedding, norms, biases, rotary positions,
  * activations. All are bound by memory: four elements at a time wherever widths and addresses
  * allow. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* k_loss.cu: comparing logits, sampling from them, and the optimiser. A block takes a row of
  * logits. */
 #include "cuda.cuh"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* k_weights.cu: sign-coded weights on the device (rebuilding them, the gradient of their scales)
  * and conversion between element types. The arithmetic of rebuilding is that of delta/sign.h,
  * bit for bit. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* load.c: reading into backend memory in parallel, see load.h. */
 #include "load.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* load.h: pieces of files into backend memory, read by all cores at once, converted on arrival.
  *
  *     struct bdx_load load = { .ops = ops, .source = source, .watch = watch };

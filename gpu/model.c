@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model.c: the forward pass of a decoder, and the memory of a pass; see model.h. */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model.h: a decoder on a backend: weights, forward and backward pass, generation. */
 #ifndef BDX_MODEL_H
 #define BDX_MODEL_H

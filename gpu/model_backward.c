@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model_backward.c: the backward pass of a student, from its final hidden states to the gradients
  * of its scales; see model.h. Nothing else of it is trained, so only gradients of activations and
  * of sign-coded matrices are computed. */

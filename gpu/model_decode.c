@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model_decode.c: sequences that grow token by token, with their keys and values kept; see model.h.
  *
  * The products for keys and values write straight into the cache: its rows are a stride apart, so

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model_impl.h: what the files model*.c share: how weights and the memory of a pass are laid out.
  * Nothing else includes this. */
 #ifndef BDX_MODEL_IMPL_H

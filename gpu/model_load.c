@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model_load.c: from a source's tensors to a model's weights in backend memory, see model.h.
  *
  * The decoder is walked through twice: first to find every tensor, check its shape and add up the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* normalize.c: the normalizers of tokenizer.json, which rewrite a text; see tokenizer_impl.h. */
 #include <stdlib.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops.h: the table of operations that the engine is made of, and the memory they work on.
  *
  * A backend is one implementation of the table: the plain C reference in float or double

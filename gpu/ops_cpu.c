@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu.c: opening the C reference, and its memory; see ops.h. */
 #include "ops_cpu.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu.h: what the files of the C reference share. Private to them.
  *
  * ops_cpu.c has the table's memory; ops_cpu_f32.c and ops_cpu_f64.c have the operations, both from

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu_attention.h: attention of the C reference, forward and backward; a part of
  * ops_cpu_impl.h. */
 

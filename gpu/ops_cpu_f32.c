@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu_f32.c: the operations of the C reference in float. */
 #include <math.h>
 #include <stdint.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu_f64.c: the operations of the C reference in double, for finite differences. */
 #include <math.h>
 

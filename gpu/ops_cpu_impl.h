@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu_impl.h: the operations of the C reference, see ops.h for what each means.
  *
  * Included once by ops_cpu_f32.c and once by ops_cpu_f64.c, which define

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu_layers.h: embedding, norms, biases, positions and activations of the C reference; a part
  * of ops_cpu_impl.h. */
 

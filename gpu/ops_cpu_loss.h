@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu_loss.h: loss, sampling and optimiser of the C reference; a part of ops_cpu_impl.h. */
 
 /* The first of the largest logits; 0 where none is a number. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cpu_products.h: matrix products and sign-coded weights of the C reference; a part of
  * ops_cpu_impl.h. */
 

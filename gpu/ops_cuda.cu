@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_cuda.cu: the CUDA backend: opening a device, its memory, transfers and errors. */
 #include "cuda.cuh"
 

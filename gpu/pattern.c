@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pattern.c: the regular expressions of tokenizer.json, by PCRE2; see tokenizer_impl.h.
  *
  * They are written for Oniguruma, whose syntax means other things in places: `^` and `$` are

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pool.c: threads that stay and take pieces of one job after another, see pool.h. */
 #include "pool.h"
 

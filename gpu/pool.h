@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pool.h: threads that stay, for the many short operations of the C reference.
  *
  * delta/parallel.h starts its threads anew for each job, which is right for jobs of seconds; here

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pretokenize.c: the pre-tokenizers of tokenizer.json, which cut a text into words; see
  * tokenizer_impl.h. */
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* settings.c: looking up settings in a config.json, see settings.h. */
 #include "settings.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* settings.h: a config.json as settings that are looked up by name.
  *
  * A key is a path, "attn_config.alibi", or several of which the first that is there counts:

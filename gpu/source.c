@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* source.c: a checkpoint or a delta's view as one thing to load a model from, see source.h. */
 #include "source.h"
 

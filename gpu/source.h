@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* source.h: where a model's weights and files come from: a checkpoint directory, or a .bdelta file
  * over its base, read as the mount would show it. Any thread may read. */
 #ifndef BDX_SOURCE_H

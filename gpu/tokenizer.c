@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tokenizer.c: encoding and decoding through all stages, see tokenizer.h and tokenizer_impl.h. */
 #include "tokenizer.h"
 

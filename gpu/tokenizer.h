@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tokenizer.h: text to token numbers and back, as tokenizer.json says.
  *
  * BPE on bytes (Llama 3, Qwen, MPT: split pattern, byte-level alphabet) and BPE in the style of SentencePiece with

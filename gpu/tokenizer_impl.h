@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tokenizer_impl.h: what the files of the tokenizer share; only they include it.
  *
  * A text goes through these stages, in each of which it is one buffer cut into pieces:

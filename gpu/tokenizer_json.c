@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tokenizer_json.c: reading tokenizer.json, see tokenizer_impl.h.
  *
  * The members of an object come in any order, and what they mean depends on its "type": so the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tokenizer_parts.c: reading the components of tokenizer.json: normalizer, pre-tokenizer, decoder
  * and post-processor; see tokenizer_impl.h. */
 #include <errno.h>

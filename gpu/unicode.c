@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* unicode.c: characters and their properties, as the tokenizers need them; see tokenizer_impl.h.
  *
  * The properties and decompositions are those of utf8proc. */

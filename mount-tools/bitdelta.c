@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bitdelta.c: the command line program: finds the subcommand and runs it. */
 #include <errno.h>
 #include <stdio.h>

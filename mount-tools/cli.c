@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* cli.c: messages, progress and tables of the subcommands, see cli.h. */
 #include "cli.h"
 

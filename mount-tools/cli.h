@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* cli.h: what the subcommands of `bitdelta` share. */
 #ifndef BD_CLI_H
 #define BD_CLI_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* df.c: `bitdelta df`. */
 #include <dirent.h>
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* doctor.c: `bitdelta doctor`: what this machine has and lacks for mounting and distilling. Changes
  * nothing. */
 #define FUSE_USE_VERSION 312

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* engine.c: options and results of the subcommands that run models, see engine.h. */
 #include "engine.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* engine.h: what the subcommands share that run models (import, distill, eval, generate). */
 #ifndef BD_ENGINE_H
 #define BD_ENGINE_H

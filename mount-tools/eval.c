@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* eval.c: `bitdelta eval`. */
 #include <getopt.h>
 #include <inttypes.h>

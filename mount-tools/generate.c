@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* generate.c: `bitdelta generate`. */
 #include <getopt.h>
 #include <stdio.h>

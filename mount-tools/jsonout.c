@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* jsonout.c: JSON lines by cJSON, see jsonout.h. */
 #include "jsonout.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* jsonout.h: what the subcommands print with --json: one object a line.
  *
  *     struct json j;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mount.c: mount.bitdelta, which `mount -t bitdelta` and fstab run. All of it is in fs/. */
 #include <string.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mounting.c: `bitdelta mount` and `bitdelta umount`, thin covers of what fs/ does. */
 #include <getopt.h>
 #include <stdio.h>

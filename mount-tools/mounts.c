@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mounts.c: the mounts of bitdelta on this machine, see mounts.h. */
 #include "mounts.h"
 

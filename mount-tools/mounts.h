@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mounts.h: the mounts of bitdelta on this machine, and how each of them is. */
 #ifndef BD_MOUNTS_H
 #define BD_MOUNTS_H

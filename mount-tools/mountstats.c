@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mountstats.c: reading MOUNTPOINT/.bitdelta/stats.json, see mountstats.h.
  *
  * A request to a filesystem whose daemon is stopped waits until somebody kills the waiting process, and

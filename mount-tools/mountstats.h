@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* mountstats.h: what a mount says of itself in MOUNTPOINT/.bitdelta/stats.json.
  *
  * The strings come from whoever runs the daemon: valid UTF-8, but to be printed with print_plain only. */

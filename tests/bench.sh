@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # bench.sh: ratios taken in one run, printed and written to build/bench.txt. `make bench` builds
 # what it needs.
 #

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # check.sh: run the tests and count them.
 #
 #   tests/check.sh               everything; builds build/release, build/asan and build/tsan itself
@@ -196,7 +197,7 @@ mount)
 	;;
 all) ;;
 *)
-	sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+	sed -n '3,8s/^# \{0,1\}//p' "$0" >&2
 	exit 1
 	;;
 esac

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # deb.sh: build the Debian packages, ask lintian, install them in a fresh minimal system, mount from its
 # fstab, read with the library, and remove them again.
 #

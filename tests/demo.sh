@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # demo.sh: the main job, step by step: import, mount, look, load with an unmodified loader, let it write,
 # measure, compare, unmount. Needs build/release and build/venv/demo; `make demo` prepares both. Keeps nothing.
 set -eu

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # docs.sh BUILD: manual pages against the programs, and clean markup.
 #
 # Every option that `--help` of a program (or of a subcommand) prints must stand in the program's manual

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # fresh.sh [demo | check | COMMAND...]: run the README's commands in a fresh minimal Debian tree.
 #
 # By hand, as root, on Debian with debootstrap: makes a tree (tree.sh), lays the working tree in it without

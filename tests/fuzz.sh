@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # fuzz.sh SECONDS: run every libFuzzer target of tests/fuzz/ for so long, with clang and its sanitizers.
 #
 # Starts from tests/fuzz/corpus/NAME/; new inputs and crashes go to build/fuzz/NAME/. A crash is

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # golden.sh BUILD: the golden files, and the worked example of delta/FORMAT.md, through the programs,
 # a mount and decode.py. (Unit tests read the same files through the library, and hold each bad one
 # to its message.)

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # gpu.sh: the tests that need an NVIDIA GPU, on a machine that has one; some minutes.
 #
 #   tests/gpu.sh [LOG]      the whole output goes to LOG (build/gpu.log)

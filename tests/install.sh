@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # install.sh BUILD: `make install` into a directory, what is there, a program made with the installed
 # library, completion, `make uninstall`.
 set -u

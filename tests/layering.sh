@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # layering.sh: dependencies point one way: mount-tools -> fs -> delta <- gpu, mount-tools -> gpu,
 # mount-tools -> delta. Looks at every #include, and at what the finished programs are linked with.
 set -u

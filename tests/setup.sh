@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # setup.sh LEVEL: install what building (build), packaging (deb), the demo (demo) or all tests (test) need.
 #
 # Debian 12 or newer and Ubuntu 24.04 or newer, as root or with sudo. Asks apt and pip only for what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # tree.sh: minimal systems of Debian or Ubuntu to run things in; sourced by fresh.sh and deb.sh.
 #
 # Needs root and debootstrap. The first tree of a suite is kept as a tarball in FRESH_DIR (build/fresh).

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # build.sh OUT: build the Debian packages from a copy of the source, in OUT/source, into OUT.
 #
 # Needs debhelper (tests/setup.sh deb). The same source gives the same packages: their times are that of

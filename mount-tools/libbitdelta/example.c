@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* example.c: list what a fine-tune holds, or write one of its tensors to standard output.
  *
  *	cc example.c $(pkg-config --cflags --libs libbitdelta) -o example

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bench_sign.c: speed of sign encoding on one core, beside memcpy in the same run.
  *
  * Prints lines "name GB/s ratio": for rebuilding, GB of output written per second; for extraction,

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* bench_view BASE DELTA [THREADS]: speed of bd_view_read over a base and a delta in the page cache,
  * with maps and with pread, beside memcpy from a map of the base's largest file.
  *

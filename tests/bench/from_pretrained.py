@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """from_pretrained.py ROUNDS READ_FILE PLAIN MOUNTPOINT NAME FILE,FILE... MOUNT...: seconds that
 transformers takes to load the model of a plain directory and the same of MOUNTPOINT/NAME, as lines
 `WHAT SECONDS`, for tests/bench.sh.

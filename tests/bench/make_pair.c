@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* make_pair DIR WIDTH LAYERS TUNES: a synthetic base (DIR/base) and fine-tunes of it (DIR/fine0, fine1,
  * ...), TUNES of them, for tests/bench.sh: a Llama of that width and so many layers, in BF16, with a
  * config.json that transformers loads. Same arguments, same bytes. */

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash disable=SC2154 # variables of bench.sh
 # many.sh: the parts of bench.sh with many fine-tunes in one mount. A hard link of a delta under another
 # name is a fine-tune of its own to the mount.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* read_file HOW FILE...: read files in one way and print what was measured, for tests/bench.sh.
  *
  *   drop             forget the page cache of the files and check that it is gone; prints nothing

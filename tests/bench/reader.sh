@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash disable=SC2154 # variables of bench.sh
 # reader.sh: the part "reader" of bench.sh: one process reads one big file, in all ways.
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* reference_server MOUNTPOINT THREADS copy FILE | zero SIZE: the same FUSE loop as the daemon's with
  * the least work that a server can do for a read, for tests/bench.sh.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash disable=SC2154 # variables of bench.sh
 # rows.sh: rows of the report of bench.sh, which sources this file. Figures come from $samples.
 #

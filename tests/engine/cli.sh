@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # cli.sh: import with distillation, distill, eval and generate on the shipped pair: what they write, say and
 # leave behind when they fail or are interrupted. Without a GPU, also where there is one.
 . "$(dirname "$0")/../mount/lib.sh"

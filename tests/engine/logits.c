@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* logits.c: the logits of a model directory for tokens from standard input, for transformers.py.
  *
  *     logits BACKEND DIR BATCH LENGTH <tokens >logits

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # models.sh: the engine's logits against those of transformers, for every architecture; and the shipped
 # pair. BUILD: where `make tests` has put engine/logits.
 set -u

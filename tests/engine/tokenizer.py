@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """tokenizer.py TOKENS [TOKENIZER.JSON...]: our tokenizer against the `tokenizers` package.
 
 TOKENS is the program built from tokens.c. Tokenizers in the manner of many models are trained here, on

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # tokenizer.sh: the tokenizer against the `tokenizers` package. BUILD: where `make tests` has put
 # engine/tokens.
 set -u

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* tokens.c: the tokenizer for a test that speaks another language.
  *
  *     tokens TOKENIZER.JSON encode|special|decode|text <records >records

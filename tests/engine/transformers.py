@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Compare the engine's logits with those of transformers, for random models of every architecture.
 
     transformers.py LOGITS [--on BACKEND,...] [NAME...]

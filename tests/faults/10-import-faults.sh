@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 10-import-faults.sh: an import that fails or is killed leaves the old file or nothing, and says why.
 . "$(dirname "$0")/../mount/lib.sh"
 faults=$(cd "$(dirname "$0")" && pwd)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* inject.c: a library for LD_PRELOAD that makes the N-th call of a function fail, counted over all threads.
  *
  *     INJECT_CALL=pwrite|pread|fsync|linkat|renameat|openat|open|fstat|malloc|thread

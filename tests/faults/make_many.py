@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """make_many.py OUT COUNT ROWS COLS: a base and a fine-tune with so many BF16 tensors of this shape.
 
 Writes OUT/base/ and OUT/fine/. Standard library only, deterministic; finite weights.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* fuzz_bdelta.c: libFuzzer target for .bdelta files: an input is a whole file, opened over the tiny base
  * of tests/golden/bdelta/.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* fuzz_json.c: libFuzzer target for the strict JSON reader, which indexes and manifests go through.
  *
  * The checker, the skipper and a walk that decodes everything must agree on what is JSON; what the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* fuzz_safetensors.c: libFuzzer target for the reader of safetensors headers.
  *
  * `make fuzz` runs it; `make check` replays tests/fuzz/corpus/safetensors/ without a fuzzer. An input

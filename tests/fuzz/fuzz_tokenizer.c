@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* fuzz_tokenizer.c: libFuzzer target for tokenizer.json and for texts.
  *
  * An input is a file, a zero byte and a text; without a zero byte there is no text. What opens must

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # replay.sh PROGRAM DIRECTORY: feed every file of a corpus to a fuzz target built with replay_main.c.
 #
 # All at once first; one by one only where that fails, to name the input.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* replay_main.c: run a fuzz target over files instead of under a fuzzer, so that a corpus can be
  * replayed with any compiler.
  *

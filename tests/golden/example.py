@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The worked example of delta/FORMAT.md, built by hand: writes it, or holds the page to it.
 
     example.py --print          print section 6 of the page

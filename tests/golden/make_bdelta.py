@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """make_bdelta.py: write the good and bad files of tests/golden/bdelta/, from delta/FORMAT.md alone.
 
 base/ is a tiny base. Every good-NAME.bdelta must open over it and stand for the files in

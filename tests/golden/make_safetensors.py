@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """make_safetensors.py: write the good and bad files of tests/golden/safetensors/.
 
 Every good-*.safetensors must parse; every bad-FAULT.safetensors is a small file with that one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """XXH3 as FORMAT.md writes it, from the C library that bitdelta links."""
 import ctypes
 import ctypes.util

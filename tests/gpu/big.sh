@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # big.sh BUILD FOLDER: import a pair of the shape of Llama-2-7B on the GPU and say how long each part took, beside
 # its floor. FOLDER needs 30 GB of disk and is removed afterwards. As root the page cache is dropped first.
 set -u

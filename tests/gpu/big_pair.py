@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Make a pair of checkpoints of the shape of Llama-2-7B, random but of realistic size.
 
     big_pair.py TOKENIZER OUT [LAYERS]

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Load a model directory onto the GPU with transformers, and compare its logits with the engine's.
 
     mounted.py LOGITS DIR

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_bench.c: how fast the operations of the CUDA backend are, at the shapes of Llama-2-7B with
  * 4 windows of 128 tokens, beside what the bytes that must move and the products that must be
  * made take at least.

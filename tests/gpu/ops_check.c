@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ops_check.c: every operation of the CUDA backend against the reference in double, with
  * operands of each type: random data, odd sizes, gaps between rows, outputs full of NaNs
  * beforehand, and twice, since the same calls must give the same bits.

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """decode.py X.bdelta BASE_DIR OUT_DIR rebuilds a fine-tune. Written from delta/FORMAT.md alone."""
 import json, math, pathlib, sys, zlib
 import numpy as np

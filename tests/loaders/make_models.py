@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """make_models.py OUT TOKENIZER: small models of many architectures, each as a base and a fine-tune.
 
 OUT/NAME/{NAME-base,NAME}/, saved by transformers itself; TOKENIZER is a tokenizer.json of 1024 tokens. Random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """make_variants.py OUT: write pairs of checkpoints with everything in which a fine-tune may differ.
 
 OUT/NAME/{base,fine}/ for each variant below; deterministic. Writes safetensors files itself, since

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # run.sh BUILD: unmodified loaders on a mounted directory, and the independent decoder.
 #
 # Needs build/venv/test (tests/setup.sh test) and /dev/fuse. Prints steps for tests/check.sh.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """steps.py: report test steps the way tests/check.sh counts them, and compare bytes."""
 import contextlib, os, sys, traceback
 

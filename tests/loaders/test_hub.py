@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """test_hub.py MOUNT TRUTH: a mount with layout=hub is the cache of huggingface_hub and transformers.
 
 HF_HUB_CACHE=MOUNT and HF_HUB_OFFLINE=1 are set; the deltas of make_models.py's fine-tunes are called

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """test_models.py MOUNT TRUTH MODELS: transformers loads each of make_models.py's fine-tunes.
 
 MOUNT/NAME is mounted, TRUTH/NAME exported, MODELS/NAME/{NAME-base,NAME} what was imported. Weights and answers

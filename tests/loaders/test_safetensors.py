@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """test_safetensors.py MOUNTED EXPORTED: the real safetensors package and llama.cpp's reader.
 
 Every way in which they get at a tensor must give the bytes of the exported plain copy.

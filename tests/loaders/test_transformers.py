@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """test_transformers.py MOUNTED EXPORTED ORIGINAL: transformers loads the mounted directory.
 
 The logits must be exactly those of the exported plain copy, and differ from the original

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """test_variants.py BUILD WORK: pairs of all kinds through import, export, mount and decode.py.
 
 Export, mount and the independent decoder must agree byte for byte; headers and other files must be

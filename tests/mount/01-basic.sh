@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 01-basic.sh: what a mount looks like: names, sizes, bytes, attributes, many deltas.
 # sanitizers: yes
 . "$(dirname "$0")/lib.sh"

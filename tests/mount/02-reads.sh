@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 02-reads.sh: every way of reading, at any offset and length, gives the bytes that export gives.
 # sanitizers: yes
 . "$(dirname "$0")/lib.sh"

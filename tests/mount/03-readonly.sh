@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 03-readonly.sh: nothing can be changed, and programs that copy attributes still work.
 . "$(dirname "$0")/lib.sh"
 

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 04-faults.sh: base and deltas that are truncated, overwritten, replaced, deleted or closed to all below
 # the mount. Who has a file open gets the old bytes as long as they exist, else EIO; never others.
 # The daemon lives, and the rest of the mount too.

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 05-options.sh: the command line, exit statuses and messages; what is refused and why.
 . "$(dirname "$0")/lib.sh"
 

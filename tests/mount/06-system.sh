@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 06-system.sh: installed: mount(8), fstab, fusermount3, another mount namespace, and an ordinary user.
 . "$(dirname "$0")/lib.sh"
 

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 07-cli.sh: the program bitdelta: JSON, progress, exit statuses, signals, streams that are closed or full.
 # sanitizers: yes
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 10-readers.sh: many readers at once, every byte of theirs compared, and readers that are killed.
 # SECONDS_OF_READING=60 says how long (with a sanitizer, 8), READERS=64 how many.
 # sanitizers: yes

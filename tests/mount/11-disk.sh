@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 11-disk.sh: the disk below base and deltas fails: EIO or SIGBUS for who reads, nothing else for
 # anybody, and everything is well again when the disk is. Inputs mapped and read.
 # sanitizers: yes

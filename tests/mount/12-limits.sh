@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 12-limits.sh: no memory and no descriptors, when mounting and later: errors that say so, never wrong
 # bytes, and everything works again when there is some.
 . "$(dirname "$0")/lib.sh"

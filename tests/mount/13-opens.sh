@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 13-opens.sh: ten thousand opens, at once and one after the other: nothing is lost, and little is held.
 # sanitizers: yes
 . "$(dirname "$0")/lib.sh"

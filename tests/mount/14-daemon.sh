@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 14-daemon.sh: a daemon that is killed or stopped: readers get errors, and a new mount takes its place.
 . "$(dirname "$0")/lib.sh"
 

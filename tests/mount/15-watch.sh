@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 15-watch.sh: directories of deltas are watched: what comes, goes, is replaced, renamed or broken; and
 # things that look like deltas and are none.
 # sanitizers: yes

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 16-storm.sh: a thousand rounds of replacing a delta, opening and reading, with readers beside.
 # sanitizers: yes
 . "$(dirname "$0")/lib.sh"

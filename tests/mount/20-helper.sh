@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 20-helper.sh: what mount(8), fstab and autofs expect of a helper.
 . "$(dirname "$0")/system.sh"
 

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 23-privileges.sh: the sandbox, drop_privileges and setuid=: what is in force, and that all else works.
 . "$(dirname "$0")/lib.sh"
 

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 24-life.sh: ends of a mount: signals, open files, lazy unmounting, a terminal that hangs up; mounts over
 # their own inputs; and where messages go.
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 30-tools.sh: bitdelta status, df and doctor: mounts that live, are stopped, dead, covered or somebody
 # else's; a crippled system.
 # sanitizers: yes

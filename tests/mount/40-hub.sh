@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 40-hub.sh: layout=hub, the directory tree of a Hugging Face cache, and show_base in both layouts.
 # What the real huggingface_hub makes of it is tested in tests/loaders/test_hub.py.
 . "$(dirname "$0")/lib.sh"

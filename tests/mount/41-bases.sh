@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 41-bases.sh: several bases in one mount: each delta finds its own by what the base holds.
 . "$(dirname "$0")/lib.sh"
 

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 42-attributes.sh: extended attributes, sizes, times and inode numbers, and what the mount tells in
 # .bitdelta; with the tools that look at them: cp -a, rsync, tar, du, df.
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 43-containers.sh: mounts seen from containers, which are mount namespaces of their own: what a runtime does
 # for `docker run -v DIR:DIR:rslave` and for `mountPropagation: HostToContainer` and `Bidirectional`.
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # 50-passthrough.sh: files that equal real ones: those of bases shown by show_base, and shards of a fine-tune
 # that are a base's. Their bytes are right, and where libfuse and the kernel can, the kernel itself reads them.
 # sanitizers: yes

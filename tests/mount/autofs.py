@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """autofs.py DIRECTORY PATH COMMAND...: mount DIRECTORY by COMMAND when somebody looks at PATH below it.
 
 As systemd does for x-systemd.automount: a direct autofs mount, and the command in the process group that

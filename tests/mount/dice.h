@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dice.h: chance, time and giving up, for the programs that read a mount. */
 #ifndef DICE_H
 #define DICE_H

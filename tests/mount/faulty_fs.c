@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* faulty_fs.c: a directory shown a second time, by a disk that can be told to fail.
  *
  *     faulty_fs DIRECTORY MOUNTPOINT

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # lib.sh: what the mount tests share; source it first.
 #
 # Each check prints `ok NAME`, `not ok NAME: why` or `skip NAME: why`. BUILD names the directory with the

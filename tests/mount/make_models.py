@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """make_models.py OUT [NAME...]: write pairs of small checkpoints for the mount tests.
 
 OUT/NAME/{base,fine}/ for each of these (the last two have a, b and c in place of fine)

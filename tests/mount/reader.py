@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """reader.py MOUNTED TRUTH [OPS]: every way to read a file of the mount gives the bytes of TRUTH.
 
 MOUNTED and TRUTH are directories with the same files; OPS is the number of random reads per file

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* readers.c: many processes read files of a mount in every way, and every byte is compared.
  *
  *     readers [-n READERS] [-s SECONDS] [-k] MOUNTED TRUTH

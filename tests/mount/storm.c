@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* storm.c: replace a delta below a mount again and again while its files are read.
  *
  *     storm [-r ROUNDS] [-n READERS] [-p PID] MOUNTPOINT DIRECTORY NAME [DELTA TRUTH]...

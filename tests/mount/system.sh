@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # system.sh: for tests that need mount(8) to find its helper; source it instead of lib.sh.
 #
 # The test runs again in a mount namespace of its own, where /usr/sbin (or /sbin) is a directory of links

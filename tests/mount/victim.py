@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """victim.py WAY EXPECTED MOUNTED TRUTH READY HARMED: read a file of the mount while its inputs are harmed.
 
 Reads at random, compares with TRUTH, creates the file READY after some good reads, and goes on. WAY is

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_bitdelta.c: the public interface against the naive reference (testdelta.h). */
 #include <setjmp.h>
 #include <stdarg.h>

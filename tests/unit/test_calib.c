@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_calib.c: calibration text: files in all forms, the general text, randomness. */
 #include <errno.h>
 #include <math.h>

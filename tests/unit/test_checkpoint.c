@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_checkpoint.c: model directories, Hugging Face cache entries, and what is refused. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_delta.c: opening .bdelta files, whole and damaged, and matching them with a base. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_distill.c: distilling the shipped pair on the CPU: it comes closer, repeatably, and nothing is lost
  * where it cannot. */
 #include <errno.h>

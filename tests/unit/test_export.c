@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_export.c: a view as a plain directory, complete or not there. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_file.c: input files and the detection of everything that happens to them while in use. */
 #include <setjmp.h>
 #include <stdarg.h>

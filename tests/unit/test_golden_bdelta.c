@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_golden_bdelta.c: the files of tests/golden/bdelta/, written by make_bdelta.py after FORMAT.md:
  * good ones give the expected bytes, bad ones are refused when and why faults.txt says. */
 #include <setjmp.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_golden_safetensors.c: every file of tests/golden/safetensors/ gets the verdict of its name. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_guard.c: reading maps of files that lose their pages meanwhile. */
 #include <setjmp.h>
 #include <stdarg.h>

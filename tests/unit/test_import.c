@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_import.c: which encoding each tensor gets, the scales, and that an import is all or nothing. */
 #include <setjmp.h>
 #include <stdarg.h>

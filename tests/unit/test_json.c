@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_json.c: the JSON reader, the growing buffer and the name table. */
 #include <locale.h>
 #include <setjmp.h>

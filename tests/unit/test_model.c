@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_model.c: sources, configurations, and decoders of every architecture on the C reference: students
  * against the checkpoints that they stand for, gradients against finite differences, decoders that
  * keep keys and values against whole passes, and everything that must be refused. */

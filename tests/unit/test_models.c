@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_models.c: what a mount shows, and its tree of names, without a mount. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_mountstats.c: reading what a mount says of itself, from daemons that may be anybody's. */
 #include <setjmp.h>
 #include <stdarg.h>

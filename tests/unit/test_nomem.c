@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_nomem.c: every allocation of the readers fails once: -ENOMEM, nothing leaked, no crash.
  *
  * The program's own malloc counts and fails. Sanitizers need malloc for themselves: under them

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_ops.c: every operation of the C reference, in float and in double, against formulas that
  * share no code with it, and every backward operation against finite differences.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_output.c: files that appear whole or not at all, and what writers leave behind. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_parallel.c: work on all cores: order, the error that is reported, cancelling, waking. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_policy.c: which tensors are wanted as signs, by default and by rules. */
 #include <setjmp.h>
 #include <stdarg.h>

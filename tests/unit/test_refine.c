@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_refine.c: new scales in a .bdelta file: all else stays, and the old file until the new one is whole. */
 #include <setjmp.h>
 #include <stdarg.h>

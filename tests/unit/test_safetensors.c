@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_safetensors.c: the strict reader of safetensors headers. */
 #include <setjmp.h>
 #include <stdarg.h>

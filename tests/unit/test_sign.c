@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_sign.c: every level of sign encoding against a naive reference that shares no code with it.
  *
  * The reference decodes and rounds with ldexp and nearbyint in double instead of with bit tricks.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_tokenizer.c: the tokenizer on files small enough to work out the tokens by hand, on damaged
  * and on hostile ones. tests/engine/tokenizer.py compares it with the package on more lines. */
 #include <setjmp.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_verify.c: damage anywhere in what a delta stores or needs is found and named. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_view.c: the bytes of a fine-tune, read in every way, against a naive reference (testdelta.h). */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* testdata.c: temporary directories and small safetensors files, see testdata.h. */
 #include "testdata.h"
 

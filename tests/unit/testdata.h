@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* testdata.h: temporary directories and small safetensors files for the tests.
  *
  *     char *dir = td_dir();

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* testdelta.h: a second, naive writer and decoder of .bdelta files for the tests, after FORMAT.md.
  *
  * A test lists the tensors of a fine-tune with their encodings; ts_build writes a base checkpoint
