@@ -212,7 +212,7 @@ endif
 	for m in mount-tools/man/*.[1-8]; do s=$${m##*.}; \
 		install -d $(SHARE)/man/man$$s; install -m 644 $$m $(SHARE)/man/man$$s/; done
 	ln -sf mount.bitdelta.8 $(SHARE)/man/man8/mount.fuse.bitdelta.8
-	install -m 644 README.md delta/FORMAT.md $(SHARE)/doc/bitdelta/
+	install -m 644 README.md LICENSE NOTICE delta/FORMAT.md $(SHARE)/doc/bitdelta/
 	install -m 644 mount-tools/systemd/examples/* mount-tools/libbitdelta/example.c \
 		$(SHARE)/doc/bitdelta/examples/
 	[ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || ldconfig

@@ -44,6 +44,8 @@ usr/share/bash-completion/completions/bitdelta
 usr/share/bash-completion/completions/mount.bitdelta -> bitdelta
 usr/share/bash-completion/completions/mount.fuse.bitdelta -> bitdelta
 usr/share/doc/bitdelta/FORMAT.md
+usr/share/doc/bitdelta/LICENSE
+usr/share/doc/bitdelta/NOTICE
 usr/share/doc/bitdelta/README.md
 usr/share/doc/bitdelta/examples/example.c
 usr/share/doc/bitdelta/examples/fstab

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # layering.sh: dependencies point one way: mount-tools -> fs -> delta <- gpu, mount-tools -> gpu,
-# mount-tools -> delta. Looks at every #include, and at what the finished programs are linked with.
+# mount-tools -> delta. Looks at every #include, and at what the finished programs are linked with; then at
+# the licence: each source file has its line, and NOTICE every library.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 status=0
@@ -71,4 +72,32 @@ open='libcuda|libcublas|libnvrtc|libcudnn|libopenblas|libblas'
 unlinked bitdelta "CUDA or BLAS" "$open"
 unlinked mount.bitdelta "what the engine needs" "$open|libpcre2|libutf8proc"
 unlinked libbitdelta.so.0 "what the engine needs" "$open|libpcre2|libutf8proc"
+
+# --- the licence ---
+
+line='SPDX-License-Identifier: Apache-2.0'
+# Sources are what is neither documentation, nor data, nor a list of debhelper's.
+sources() {
+	find . \( -path ./build -o -name .git -o -name __pycache__ -o -path ./tests/data -o -path ./gpu/general \
+		-o -path ./tests/fuzz/corpus -o -path './tests/golden/*/*' \) -prune -o -type f \
+		! -name '*.md' ! -name .gitignore ! -path ./LICENSE ! -path ./NOTICE \
+		\( ! -path '*/debian/*' -o -name rules -o -name '*.sh' -o -name '*.p[or]*' \) -print
+}
+without=$(sources | sort | while IFS= read -r f; do
+	head -n 2 "$f" | grep -qF "$line" || echo "${f#./}"
+done)
+if [ -z "$without" ]; then
+	ok "$(sources | wc -l) source files say their licence"
+else
+	bad "no line '$line' at the beginning of: ${without//$'\n'/ }"
+fi
+unnamed=$({
+	for p in bitdelta mount.bitdelta libbitdelta.so.0; do
+		objdump -p "build/release/$p" | sed -nE 's/^ *NEEDED +(lib[^.]+)\.so.*/\1/p'
+	done
+	grep -rhoE 'dlopen\("lib[^.]+' fs gpu delta mount-tools --include='*.c' | sed 's/.*"//'
+} | sort -u | grep -vxE 'libc|libm|libgcc_s' | while read -r l; do
+	grep -qE "^ +$l " NOTICE || echo "$l"
+done)
+if [ -z "$unnamed" ]; then ok "NOTICE names all libraries"; else bad "NOTICE lacks ${unnamed//$'\n'/ }"; fi
 exit $status

@@ -19,7 +19,7 @@ fi
 
 rm -rf "$out"
 mkdir -p "$source"
-for part in Makefile README.md delta fs gpu mount-tools; do
+for part in Makefile README.md LICENSE NOTICE delta fs gpu mount-tools; do
 	[ ! -e "$part" ] || cp -a --no-preserve=ownership "$part" "$source/"
 done
 cp -a mount-tools/debian "$source/debian"
