@@ -157,6 +157,8 @@ void bd_delta_close(struct bd_delta *d)
 	if (!d)
 		return;
 	for (size_t i = 0; i < d->file_count; i++) {
+		for (size_t t = 0; d->files[i].st && d->files[i].entries && t < d->files[i].st->count; t++)
+			free(d->files[i].entries[t].base_name);
 		free(d->files[i].name);
 		free(d->files[i].entries);
 		bd_safetensors_free(d->files[i].st);
@@ -172,10 +174,16 @@ void bd_delta_close(struct bd_delta *d)
 	free(d);
 }
 
+const char *bd_entry_base(const struct bd_entry *e)
+{
+	return e->base_name ? e->base_name : e->tensor->name;
+}
+
 static int check_tensor(const struct bd_delta *d, const struct bd_entry *e,
 			const struct bd_base *base, struct bd_error *err)
 {
-	const struct bd_base_tensor *b = bd_base_find(base, e->tensor->name);
+	const char *name = bd_entry_base(e);
+	const struct bd_base_tensor *b = bd_base_find(base, name);
 	struct bd_tensor wanted = { .dims = e->base_dims };
 	const char *label = base->checkpoint->path;
 	char have[200], want[200];
@@ -184,19 +192,18 @@ static int check_tensor(const struct bd_delta *d, const struct bd_entry *e,
 	bd_tensor_shape_text(&wanted, want, sizeof(want));
 	if (!b)
 		return bd_error_set(err, -EINVAL, "%s was made from base '%s', and '%s' is another one: "
-				    "it has no tensor '%s'", d->file->path, d->base_label, label,
-				    e->tensor->name);
+				    "it has no tensor '%s'", d->file->path, d->base_label, label, name);
 	if (b->tensor->dtype != e->base_dtype || !bd_tensor_same_shape(b->tensor, &wanted))
 		return bd_error_set(err, -EINVAL, "%s was made from base '%s', and '%s' is another one: "
 				    "tensor '%s' is %s %s there, expected %s %s", d->file->path,
-				    d->base_label, label, e->tensor->name,
+				    d->base_label, label, name,
 				    bd_dtype_name(b->tensor->dtype),
 				    bd_tensor_shape_text(b->tensor, have, sizeof(have)),
 				    bd_dtype_name(e->base_dtype), want);
 	if (b->sample != e->base_sample)
 		return bd_error_set(err, -EINVAL, "%s was made from base '%s', and '%s' is another one: "
 				    "the contents of tensor '%s' differ", d->file->path, d->base_label,
-				    label, e->tensor->name);
+				    label, name);
 	return 0;
 }
 

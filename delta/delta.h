@@ -28,12 +28,16 @@ struct bd_entry {                        /* one tensor of the fine-tune */
 	char xxh128[BD_HASH];            /* of the sign planes or the raw tensor */
 	char tail_xxh128[BD_HASH];       /* of a tail */
 	/* The base tensor it needs, base_xxh128 == "" if none: */
+	char *base_name;                 /* NULL: as the tensor's own, see bd_entry_base */
 	enum bd_dtype base_dtype;
 	unsigned base_dims;
 	uint64_t base_shape[BD_MAX_DIMS];
 	char base_xxh128[BD_HASH];
 	uint64_t base_sample;
 };
+
+/* The name in the base of the tensor that an entry needs. */
+const char *bd_entry_base(const struct bd_entry *e);
 
 struct bd_delta_file {                   /* one file of the fine-tune's directory */
 	char *name;

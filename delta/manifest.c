@@ -46,6 +46,14 @@ bool bd_manifest_file_size_is_possible(uint64_t packed, uint64_t plain)
 	       plain <= packed * MAX_EXPANSION + 64;
 }
 
+/* What a file may ask of its readers, by name in `features`. One that uses none claims none, so that older
+ * readers take it. */
+enum feature { BASE_NAMES, FEATURES };
+
+static const char *const features[FEATURES] = {
+	[BASE_NAMES] = "base-names",
+};
+
 /* A record of the manifest before it is bound to its header. */
 struct record {
 	struct bd_entry entry;
@@ -62,6 +70,7 @@ struct reader {
 	bool *used;             /* per container tensor */
 	struct bd_name_table *names; /* of all tensors of all files so far */
 	uint64_t scales;        /* consumed so far */
+	bool claimed[FEATURES], found[FEATURES]; /* features that the file names, and that it uses */
 };
 
 static int read_hash(struct bd_json *j, char text[BD_HASH])
@@ -119,6 +128,12 @@ static int read_base(struct bd_json *j, struct record *r)
 			if (rc == 0 && !bd_hash64_parse(text, &e->base_sample))
 				rc = bd_json_fail(j, "a sample must have 16 hexadecimal digits");
 			r->has_sample = true;
+		} else if (strcmp(key, "name") == 0 && !e->base_name) {
+			rc = bd_json_string_dup(j, &e->base_name, &length);
+			if (rc == 0 && (length == 0 || length > BD_MAX_NAME ||
+					!bd_utf8_is_plain(e->base_name, length)))
+				rc = bd_json_fail(j, "the name of a base tensor is empty, too long or has "
+						  "control characters");
 		} else {
 			rc = bd_json_skip(j);
 		}
@@ -192,8 +207,10 @@ static int read_records(struct reader *r)
 
 static void drop_records(struct reader *r)
 {
-	for (size_t i = 0; i < r->count; i++)
+	for (size_t i = 0; i < r->count; i++) {
 		free(r->records[i].name);
+		free(r->records[i].entry.base_name);
+	}
 	r->count = 0;
 }
 
@@ -315,12 +332,15 @@ static int bind_record(struct reader *r, struct record *rec, const struct bd_ten
 	e->tensor = t;
 	if (e->encoding == BD_RAW) {
 		e->base_xxh128[0] = '\0';
+		free(e->base_name);
+		e->base_name = NULL;
 		if (!*e->xxh128)
 			return bd_json_fail(&r->json, "tensor '%s': raw needs xxh128", t->name);
 		return bind_raw(r, e, 0);
 	}
 	if (!rec->has_base || !*e->base_xxh128 || !rec->has_sample)
 		return bd_json_fail(&r->json, "tensor '%s': no base, or one without hashes", t->name);
+	r->found[BASE_NAMES] |= e->base_name != NULL;
 	if (!rec->has_base_dtype)
 		e->base_dtype = t->dtype;
 	if (!rec->has_base_shape) {
@@ -368,6 +388,7 @@ static int bind_file(struct reader *r, struct bd_delta_file *file, const char *h
 		if (rc < 0)
 			return rc;
 		file->entries[i] = r->records[i].entry;
+		r->records[i].entry.base_name = NULL;
 		if (file->entries[i].encoding != BD_ROWS)
 			file->entries[i].head = file->entries[i].encoding;
 		if (file->entries[i].head != BD_SIGN) {
@@ -528,16 +549,22 @@ static int read_import(struct reader *r)
 	return rc;
 }
 
-/* No feature is defined in version 1, so any is one that we lack. */
-static int read_features(struct bd_json *j)
+static int read_features(struct reader *r)
 {
+	struct bd_json *j = &r->json;
 	char name[128];
 	int rc = bd_json_array(j);
 
 	while (rc == 0 && (rc = bd_json_item(j)) > 0) {
+		int f = 0;
+
 		rc = bd_json_string(j, name, sizeof(name), NULL);
-		if (rc == 0)
+		while (f < FEATURES && strcmp(name, features[f]) != 0)
+			f++;
+		if (rc == 0 && f == FEATURES)
 			rc = bd_json_fail(j, "needs the feature '%s': a newer bitdelta is needed", name);
+		if (rc == 0)
+			r->claimed[f] = true;
 	}
 	return rc;
 }
@@ -552,7 +579,7 @@ static int read_manifest(struct reader *r)
 
 	while (rc == 0 && (rc = bd_json_member(j, key, sizeof(key), NULL)) > 0) {
 		if (strcmp(key, "features") == 0) {
-			rc = read_features(j);
+			rc = read_features(r);
 			has_features = true;
 		} else if (strcmp(key, "producer") == 0) {
 			rc = read_label(j, &d->producer);
@@ -573,6 +600,10 @@ static int read_manifest(struct reader *r)
 		rc = bd_json_end(j);
 	if (rc == 0 && (!has_files || !has_features || !d->producer || !d->base_label || !*d->base_digest))
 		rc = bd_json_fail(j, "features, producer, files, or the base's label or digest are missing");
+	/* A reader that does not know the feature would have passed over what is used of it. */
+	for (int f = 0; rc == 0 && f < FEATURES; f++)
+		if (r->found[f] && !r->claimed[f])
+			rc = bd_json_fail(j, "uses the feature '%s' without naming it", features[f]);
 	if (rc == 0 && d->scales && (!*d->scales_xxh128 || r->scales != d->scales->count))
 		rc = bd_json_fail(j, "'scales' has no hash, or more scales than the tensors need");
 	if (rc == 0 && !d->scales && *d->scales_xxh128)
@@ -624,6 +655,11 @@ static void print_base(const struct bd_entry *e, struct bd_buffer *out)
 	const struct bd_tensor *t = e->tensor;
 
 	bd_buffer_printf(out, ",\"base\":{");
+	if (e->base_name) {
+		bd_buffer_printf(out, "\"name\":");
+		bd_buffer_json_string(out, e->base_name, strlen(e->base_name));
+		bd_buffer_printf(out, ",");
+	}
 	if (e->base_dtype != t->dtype)
 		bd_buffer_printf(out, "\"dtype\":\"%s\",", bd_dtype_name(e->base_dtype));
 	if (!base_shape_agrees(e, 0)) {
@@ -677,9 +713,27 @@ static void print_file(const struct bd_delta_file *f, struct bd_buffer *out)
 	bd_buffer_printf(out, "]}");
 }
 
+static void find_features(const struct bd_delta *d, bool found[FEATURES])
+{
+	memset(found, 0, FEATURES * sizeof(*found));
+	for (size_t f = 0; f < d->file_count; f++)
+		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++)
+			found[BASE_NAMES] |= d->files[f].entries[i].base_name != NULL;
+}
+
 void bd_manifest_print(const struct bd_delta *d, struct bd_buffer *out)
 {
-	bd_buffer_printf(out, "{\"features\":[],\"producer\":");
+	bool found[FEATURES];
+	const char *comma = "";
+
+	find_features(d, found);
+	bd_buffer_printf(out, "{\"features\":[");
+	for (int f = 0; f < FEATURES; f++)
+		if (found[f]) {
+			bd_buffer_printf(out, "%s\"%s\"", comma, features[f]);
+			comma = ",";
+		}
+	bd_buffer_printf(out, "],\"producer\":");
 	bd_buffer_json_string(out, d->producer, strlen(d->producer));
 	bd_buffer_printf(out, ",\n\"base\":{\"label\":");
 	bd_buffer_json_string(out, d->base_label, strlen(d->base_label));

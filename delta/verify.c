@@ -69,7 +69,7 @@ static int collect(struct verification *v, const struct bd_base *base, struct bd
 				add(v, d->file, e->raw,
 				    e->encoding == BD_ROWS ? e->tail_xxh128 : e->xxh128, "raw tensor");
 			if (base && e->encoding != BD_RAW)
-				b = bd_base_find(base, e->tensor->name);
+				b = bd_base_find(base, bd_entry_base(e));
 			if (b)
 				add(v, b->shard->file, b->tensor, e->base_xxh128, "base tensor");
 		}

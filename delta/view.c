@@ -133,7 +133,7 @@ static void add_entry(struct bd_view *v, struct bd_view_file *f, const struct bd
 	else if (e->encoding == BD_ROWS)
 		head = t->size / t->shape[0] * e->shared;
 	if (head) {
-		b = bd_base_find(v->base, t->name);
+		b = bd_base_find(v->base, bd_entry_base(e));
 		p = add_piece(f, e->head == BD_SIGN ? FROM_SIGN : FROM_FILE, offset, head);
 		p->file = b->shard->file;
 		p->at = b->tensor->offset;

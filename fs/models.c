@@ -152,7 +152,7 @@ static struct bd_file *verbatim(const struct bd_delta_file *f, const struct bd_b
 
 		if (f->entries[i].encoding != BD_SAME)
 			return NULL;
-		b = bd_base_find(base, f->st->tensors[i].name);
+		b = bd_base_find(base, bd_entry_base(&f->entries[i]));
 		if (shard && b->shard != shard)
 			return NULL;
 		shard = b->shard;

@@ -155,7 +155,7 @@ static int add_norm(struct plan *p, const char *pattern, uint64_t layer, void **
 static int add_coded(struct plan *p, struct bdx_part *part, const struct bd_entry *e,
 		     struct bd_error *err)
 {
-	const struct bd_base_tensor *base = bd_base_find(p->view->base, e->tensor->name);
+	const struct bd_base_tensor *base = bd_base_find(p->view->base, bd_entry_base(e));
 	struct bdx_model *m = p->model;
 	void *bytes = bdx_place(&p->places[BODY], base->tensor->size);
 	void *bits = bdx_place(&p->places[BODY], e->sign->size + BD_SIGN_SLACK);

@@ -48,6 +48,8 @@ static void json_tensor(struct json *j, cJSON *array, const struct bd_delta_file
 		for (unsigned d = 0; d < e->base_dims; d++)
 			of_base.shape[d] = e->base_shape[d];
 		base = json_object(j, o, "base");
+		if (e->base_name)
+			json_string(j, base, "name", e->base_name);
 		json_string(j, base, "dtype", bd_dtype_name(e->base_dtype));
 		json_raw(j, base, "shape", bd_tensor_shape_text(&of_base, shape, sizeof(shape)));
 		json_string(j, base, "xxh128", e->base_xxh128);

@@ -285,6 +285,21 @@ def rows(name, total, shared, tail=b"", bits=None, scales=None, planes=1, dtype=
     return make
 
 
+def renamed(name, base, bits=None, scales=None, **more):
+    """A tensor that the base calls something else."""
+    make = (rows(base, **more) if more else sign(base, bits, scales) if bits else same(base))
+
+    def change(d):
+        before = len(d.stored)
+        data, entry = make(d)
+        for p in d.stored[before:]:
+            p[0] = p[0].replace("/" + base, "/" + name)
+        entry["name"] = name
+        entry["base"]["name"] = base
+        return data, entry
+    return change
+
+
 W = sign("w", "++---+", [0.5, 0.25, 1, 0.5, 2])
 NORM = raw("norm", "F32", [1], numbers("F32", 1))
 TAIL = numbers("BF16", 7, 8)
@@ -362,6 +377,15 @@ def write_good():
     good("rows-other-dtype", models(rows("table", 4, 3, numbers("F32", 1, 2), "+-+-+-", [1, 2, 3, 4, 5],
                                          dtype="F32")))
     good("rows-cube", models(rows("cube", 3, 1, numbers("F16", 1, 2, 3, 4, 5, 6), "+-+", [1, 2, 3, 4])))
+    d = models(renamed("theirs.w", "w", "++---+", [0.5, 0.25, 1, 0.5, 2]), same("scalar"),
+               renamed("w", "vector", "+-+-+", [0.1, 1, 2, 3, 4, 5]), renamed("\u4e16", "ids"),
+               renamed("again", "w"), renamed("taller", "table", total=4, shared=3, tail=TAIL))
+    d.manifest["features"] = ["base-names"]
+    good("base-names", d)
+    d = small()
+    d.manifest["features"] = ["base-names"]
+    d.entry("norm")["base"] = {**base_of("w"), "name": "w"}
+    good("base-names-unused", d)
     good("raw", models(raw("b", "BOOL", [3], b"\0\1\1"), raw("s", "F64", [], b"12345678"),
                        raw("e", "F8_E4M3", [0, 7], b""), raw("w", "I8", [2, 3], b"abcdef")))
     d = Delta()
@@ -723,6 +747,14 @@ def bad_tensors():
     bad("sign-planes-bomb", "open", "1 to 8", setting(W_ENTRY + ".planes", (1 << 64) - 1))
     bad("sign-more-planes-than-scales", "open", "too short", setting(W_ENTRY + ".planes", 2))
     bad("sign-error-text", "open", "expected", setting(W_ENTRY + ".error", "0.5"))
+    bad("base-name-without-feature", "open", "uses the feature 'base-names'", setting(W_ENTRY + ".base.name", "w"))
+    named = setting("features", ["base-names"])
+    bad("base-name-empty", "open", "empty", both(named, setting(W_ENTRY + ".base.name", "")))
+    bad("base-name-escape", "open", "control", both(named, setting(W_ENTRY + ".base.name", "w\x1b[31m")))
+    bad("base-name-too-long", "open", "too long", both(named, setting(W_ENTRY + ".base.name", "w" * 1025)))
+    bad("base-name-number", "open", "expected", both(named, setting(W_ENTRY + ".base.name", 1)))
+    bad("base-name-absent", "base", "no tensor 'v'", both(named, setting(W_ENTRY + ".base.name", "v")))
+    bad("base-name-of-other-shape", "base", "tensor 'f'", both(named, setting(W_ENTRY + ".base.name", "f")))
     bad("base-without-hash", "open", "hashes", setting(W_ENTRY + ".base.xxh128", None))
     bad("base-without-sample", "open", "hashes", setting(W_ENTRY + ".base.sample", None))
     bad("base-sample-malformed", "open", "sample", setting(W_ENTRY + ".base.sample", "0" * 15 + "G"))

@@ -46,8 +46,8 @@ def rebuild(t, dtype, shape):
     name, encoding, tail = t["name"], t["encoding"], b""
     if encoding == "raw":
         return take("raw/" + name, t["xxh128"])
-    base_dtype, base_shape, data = base[name]
-    assert (t["base"].get("dtype", dtype), t["base"].get("shape", shape)) == base[name][:2], name
+    base_dtype, base_shape, data = base[t["base"].get("name", name)]
+    assert (t["base"].get("dtype", dtype), t["base"].get("shape", shape)) == (base_dtype, base_shape), name
     assert sample_hash(data) in (t["base"]["sample"], None), name
     assert xxh128(data) in (t["base"]["xxh128"], None), name
     if encoding == "rows":
@@ -63,7 +63,8 @@ delta, base_dir, out_dir = map(pathlib.Path, sys.argv[1:])
 np.seterr(all="ignore")    # infinities and NaNs are results like others
 metadata, container = parse(np.memmap(delta, mode="r"))
 manifest = json.loads(take("manifest", metadata["manifest_xxh128"], zlib.decompress))
-assert [metadata["format"], metadata["version"], manifest["features"]] == ["bdelta", "1", []]
+assert [metadata["format"], metadata["version"]] == ["bdelta", "1"]
+assert set(manifest["features"]) <= {"base-names"}, manifest["features"]
 scales = take("scales", manifest["scales_xxh128"]).view("<f4") if "scales" in container else []
 
 base, shards = {}, ["model.safetensors"]
