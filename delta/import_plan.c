@@ -22,30 +22,32 @@ enum { RELATED_VECTOR = 1, RELATED_WEIGHT = 2 };
 
 #define NUMBER 14 /* bytes of the shape of a vector: 10^12 bytes at most */
 
-/* The string "model_type" of a config.json, malloced; NULL where there is none. A text that a strict
- * reader does not like (Python writes NaN) is no reason to refuse a model. */
-static char *find_model_type(const char *text, size_t size)
+/* The string "model_type" of a config.json, malloced; *type stays NULL where there is none. */
+static int find_model_type(const char *text, size_t size, const char *path, char **type,
+			   struct bd_error *err)
 {
-	char key[256], value[256], *found = NULL;
+	char key[256];
 	struct bd_json j;
 	int rc;
 
-	bd_json_init(&j, text, size, "config.json", 0, NULL);
+	bd_json_init(&j, text, size, path, 0, err);
+	j.constants = true;
 	rc = bd_json_object(&j);
-	while (!found && rc == 0 && (rc = bd_json_member(&j, key, sizeof(key), NULL)) > 0) {
-		if (strcmp(key, "model_type") != 0 || bd_json_peek(&j) != BD_JSON_STRING) {
+	while (!*type && rc == 0 && (rc = bd_json_member(&j, key, sizeof(key), NULL)) > 0) {
+		if (strcmp(key, "model_type") == 0 && bd_json_peek(&j) == BD_JSON_STRING)
+			rc = bd_json_string_dup(&j, type, NULL);
+		else
 			rc = bd_json_skip(&j);
-			continue;
-		}
-		rc = bd_json_string(&j, value, sizeof(value), NULL);
-		found = rc == 0 ? strdup(value) : NULL;
 	}
-	return found;
+	return rc < 0 ? rc : 0;
 }
 
-/* 0 also where there is no config.json: then *type is NULL. */
-static int read_model_type(const struct bd_checkpoint *c, char **type, struct bd_error *err)
+/* 0 also where there is no config.json, or one that cannot be read, which is no reason to refuse a
+ * model but is said: then *type is NULL. */
+static int read_model_type(const struct bd_import_options *o, const struct bd_checkpoint *c,
+			   char **type, struct bd_error *err)
 {
+	struct bd_error why = { 0 };
 	char *path = NULL, *text = NULL;
 	size_t size;
 	int rc;
@@ -53,8 +55,16 @@ static int read_model_type(const struct bd_checkpoint *c, char **type, struct bd
 	if (asprintf(&path, "%s/config.json", c->path) < 0)
 		return bd_error_set(err, -ENOMEM, "%s: out of memory", c->path);
 	rc = bd_file_slurp(path, MAX_CONFIG, &text, &size, err);
-	if (rc == 0)
-		*type = find_model_type(text, size);
+	if (rc == 0) {
+		rc = find_model_type(text, size, path, type, &why);
+		if (rc == -EINVAL) {
+			bd_import_note(o, "%s: it is not known whether base and fine-tune have the same "
+				       "architecture", why.text);
+			rc = 0;
+		} else if (rc < 0 && err) {
+			*err = why;
+		}
+	}
 	free(text);
 	free(path);
 	return rc == -ENOENT ? 0 : rc;
@@ -64,10 +74,10 @@ static int check_architecture(struct bd_plan *plan, struct bd_error *err)
 {
 	const struct bd_import_options *o = plan->options;
 	char *base = NULL, *fine = NULL;
-	int rc = read_model_type(plan->base->checkpoint, &base, err);
+	int rc = read_model_type(o, plan->base->checkpoint, &base, err);
 
 	if (rc == 0)
-		rc = read_model_type(plan->fine, &fine, err);
+		rc = read_model_type(o, plan->fine, &fine, err);
 	if (rc == 0 && base && fine && strcmp(base, fine) != 0) {
 		if (o->force)
 			bd_import_note(o, "%s is '%s', %s is '%s': imported all the same, as forced",

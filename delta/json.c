@@ -92,9 +92,10 @@ static int next(struct bd_json *j)
 	return j->at < j->size ? (unsigned char)j->text[j->at] : -1;
 }
 
-static enum bd_json_kind kind_of(int c)
+static enum bd_json_kind kind_of(const struct bd_json *j, int c)
 {
 	switch (c) {
+	case 'N': case 'I': return j->constants ? BD_JSON_NUMBER : BD_JSON_BAD;
 	case '{': return BD_JSON_OBJECT;
 	case '[': return BD_JSON_ARRAY;
 	case '"': return BD_JSON_STRING;
@@ -110,7 +111,7 @@ static enum bd_json_kind kind_of(int c)
 
 enum bd_json_kind bd_json_peek(struct bd_json *j)
 {
-	return j->failed ? BD_JSON_BAD : kind_of(next(j));
+	return j->failed ? BD_JSON_BAD : kind_of(j, next(j));
 }
 
 static int fail_expected(struct bd_json *j, const char *expected)
@@ -124,8 +125,8 @@ static int fail_expected(struct bd_json *j, const char *expected)
 
 	if (c < 0)
 		return bd_json_fail(j, "expected %s, found the end", expected);
-	if (kind_of(c) != BD_JSON_BAD)
-		return bd_json_fail(j, "expected %s, found %s", expected, found[kind_of(c)]);
+	if (kind_of(j, c) != BD_JSON_BAD)
+		return bd_json_fail(j, "expected %s, found %s", expected, found[kind_of(j, c)]);
 	if (c > 0x20 && c < 0x7f)
 		return bd_json_fail(j, "expected %s, found '%c'", expected, c);
 	return bd_json_fail(j, "expected %s, found byte 0x%02x", expected, (unsigned)c);
@@ -376,6 +377,22 @@ static int skip_digits(struct bd_json *j)
 	return 0;
 }
 
+/* Read past NaN, Infinity or -Infinity, where they are allowed: true. */
+static bool skip_constant(struct bd_json *j)
+{
+	static const char *const words[] = { "NaN", "Infinity", "-Infinity" };
+
+	for (size_t i = 0; j->constants && i < sizeof(words) / sizeof(*words); i++) {
+		size_t length = strlen(words[i]);
+
+		if (j->size - j->at >= length && memcmp(j->text + j->at, words[i], length) == 0) {
+			j->at += length;
+			return true;
+		}
+	}
+	return false;
+}
+
 /* Read past a number; it is then the bytes from j->token to j->at. *integer tells whether it is
  * digits only. */
 static int skip_number(struct bd_json *j, const char *expected, bool *integer)
@@ -385,9 +402,12 @@ static int skip_number(struct bd_json *j, const char *expected, bool *integer)
 
 	if (j->failed)
 		return j->failed;
-	if (kind_of(next(j)) != BD_JSON_NUMBER)
+	if (kind_of(j, next(j)) != BD_JSON_NUMBER)
 		return fail_expected(j, expected);
 	start = j->at;
+	*integer = false;
+	if (skip_constant(j))
+		return 0;
 	*integer = true;
 	if (j->text[j->at] == '-') {
 		*integer = false;
@@ -458,7 +478,7 @@ int bd_json_number(struct bd_json *j, double *value)
 		return fail_code(j, -ENOMEM, "out of memory");
 	*value = strtod_l(digits, NULL, c_locale);
 	freelocale(c_locale);
-	if (!isfinite(*value))
+	if (!isfinite(*value) && !j->constants)
 		return bd_json_fail(j, "number too large");
 	return 0;
 }
@@ -581,7 +601,8 @@ static int check_step(struct bd_json *j, struct level *level, char *keys, size_t
 	return 1;
 }
 
-int bd_json_check(const char *text, size_t size, const char *what, struct bd_error *err)
+static int check(const char *text, size_t size, const char *what, bool constants,
+		 struct bd_error *err)
 {
 	struct level levels[BD_JSON_DEPTH + 1] = { 0 };
 	struct bd_json j;
@@ -590,6 +611,7 @@ int bd_json_check(const char *text, size_t size, const char *what, struct bd_err
 	int rc;
 
 	bd_json_init(&j, text, size, what, 0, err);
+	j.constants = constants;
 	/* The keys of all objects that are open, innermost last; then room for one string. Each
 	 * is shorter than its text, so all fit; and pages that are not used cost nothing. */
 	keys = malloc(size + 1);
@@ -636,4 +658,14 @@ out:
 		bd_name_table_free(levels[i].keys);
 	free(keys);
 	return rc;
+}
+
+int bd_json_check(const char *text, size_t size, const char *what, struct bd_error *err)
+{
+	return check(text, size, what, false, err);
+}
+
+int bd_json_check_constants(const char *text, size_t size, const char *what, struct bd_error *err)
+{
+	return check(text, size, what, true, err);
 }

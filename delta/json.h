@@ -7,6 +7,9 @@
  * memory is what the caller keeps. Every failure is -EINVAL with the byte offset in the file.
  * White space (space, tab, CR, LF) is allowed between tokens, also before the first one.
  *
+ * What programs in Python write for people (config.json) may hold NaN, Infinity and -Infinity. A
+ * reader takes them for numbers where `constants` is set, right after bd_json_init.
+ *
  *     struct bd_json j;
  *     bd_json_init(&j, text, size, "model.safetensors", 8, err);
  *     rc = bd_json_object(&j);
@@ -37,6 +40,7 @@ struct bd_json {
 	size_t token;      /* where the token that was read last begins; errors point there */
 	const char *what;  /* file name for messages, borrowed */
 	uint64_t origin;   /* offset of text in that file */
+	bool constants;    /* NaN, Infinity and -Infinity are numbers */
 	struct bd_error *err;
 	int failed;        /* 0 or the error that stopped the reader */
 	unsigned depth;
@@ -65,7 +69,7 @@ int bd_json_string(struct bd_json *j, char *dst, size_t capacity, size_t *length
 int bd_json_string_dup(struct bd_json *j, char **out, size_t *length);
 /* A non-negative integer without sign, fraction or exponent that fits in 64 bits. */
 int bd_json_u64(struct bd_json *j, uint64_t *value);
-/* Any number, as strtod reads it in the C locale. */
+/* Any number, as strtod reads it in the C locale; finite, but for `constants`. */
 int bd_json_number(struct bd_json *j, double *value);
 int bd_json_bool(struct bd_json *j, bool *value);
 /* Read past any value, checking it. */
@@ -82,5 +86,7 @@ int bd_json_fail(struct bd_json *j, const char *format, ...) __attribute__((form
  * other readers might take the other, and strings with U+0000, which C strings would cut short, are
  * refused too. */
 int bd_json_check(const char *text, size_t size, const char *what, struct bd_error *err);
+/* The same with `constants`. */
+int bd_json_check_constants(const char *text, size_t size, const char *what, struct bd_error *err);
 
 #endif

@@ -27,7 +27,7 @@ int bdx_settings_open(struct bdx_settings *s, struct bdx_source *source, const c
 	if (rc == 0 && s->size > MAX_SIZE)
 		rc = bd_error_set(err, -EINVAL, "%s: larger than %zu bytes", s->what, MAX_SIZE);
 	if (rc == 0)
-		rc = bd_json_check(s->text, s->size, s->what, err);
+		rc = bd_json_check_constants(s->text, s->size, s->what, err);
 	if (rc == 0) {
 		struct bd_json j;
 
@@ -96,6 +96,7 @@ static enum bd_json_kind find_path(struct bdx_settings *s, const char *path, siz
 	const char *end = path + length;
 
 	bd_json_init(j, s->text, s->size, s->what, 0, s->err);
+	j->constants = true;
 	for (;;) {
 		const char *dot = memchr(path, '.', (size_t)(end - path));
 		size_t n = (size_t)((dot ? dot : end) - path);

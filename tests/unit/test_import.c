@@ -661,6 +661,9 @@ static void refuses(void **state)
 	td_text(p->fine_path, "config.json", "{\"model_type\":\"qwen2\"}");
 	refused(p, -EINVAL, "wrong architecture", "--force");
 	refused(p, -EINVAL, "llama", "qwen2");
+	/* As Python reads it. */
+	td_text(p->base_path, "config.json", "{\"limits\":[0.0,Infinity,NaN],\"model_type\":\"llama\"}");
+	refused(p, -EINVAL, "wrong architecture", "--force");
 	o = defaults;
 	o.force = true;
 	imported(o, p->base_path, p->fine_path, p->out);
@@ -796,6 +799,18 @@ static void watched(void **state)
 	/* What is not taken, and that these two have little to do with each other. */
 	assert_int_equal(notes, 2);
 	assert_non_null(strstr(note_text, "really the base"));
+
+	/* Base and fine-tune that cannot be compared by their configurations. */
+	p = new_pair();
+	both(p, "a.weight", BD_BF16, 2, 32, 64, 0, false);
+	written(p);
+	td_text(p->base_path, "config.json", "{\"model_type\":\"llama\"}");
+	td_text(p->fine_path, "config.json", "{\"model_type\":");
+	notes = 0;
+	last_done = 0;
+	imported(o, p->base_path, p->fine_path, p->out);
+	assert_int_equal(notes, 1);
+	assert_non_null(strstr(note_text, "have the same architecture"));
 }
 
 /* ---- Corners ---- */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_json.c: the JSON reader, the growing buffer and the name table. */
 #include <locale.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -255,6 +256,47 @@ static void numbers(void **state)
 }
 
 /* Strings must fit with their NUL byte, and nothing is written past the capacity. */
+/* What Python writes beside numbers: refused, but for readers that ask for it. */
+static void constants(void **state)
+{
+	static const char text[] = "{\"a\":NaN,\"b\":[Infinity,-Infinity, -1],\"c\":1e999}";
+	static const char *const bad[] = {
+		"nan", "Na", "NaNs", "Inf", "Infinit", "-Infinit", "+Infinity", "-NaN", "I", "{\"a\":N}",
+		"{NaN:1}",
+	};
+	struct bd_json j;
+	uint64_t n;
+	double x;
+
+	(void)state;
+	assert_int_equal(bd_json_check(TEXT("NaN"), "doc", &err), -EINVAL);
+	assert_int_equal(bd_json_check(TEXT(text), "doc", &err), -EINVAL);
+	assert_int_equal(bd_json_check_constants(TEXT(text), "doc", &err), 0);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		if (bd_json_check_constants(bad[i], strlen(bad[i]), "doc", &err) != -EINVAL)
+			fail_msg("%s accepted", bad[i]);
+	bd_json_init(&j, TEXT("[NaN,-Infinity,Infinity,1e999,2,NaN]"), "doc", 0, &err);
+	j.constants = true;
+	assert_int_equal(bd_json_array(&j), 0);
+	assert_int_equal(bd_json_item(&j), 1);
+	assert_int_equal(bd_json_peek(&j), BD_JSON_NUMBER);
+	assert_int_equal(bd_json_number(&j, &x), 0);
+	assert_true(isnan(x));
+	for (int sign = -1; sign <= 1; sign += 2) {
+		assert_int_equal(bd_json_item(&j), 1);
+		assert_int_equal(bd_json_number(&j, &x), 0);
+		assert_true(isinf(x) && x * sign > 0);
+	}
+	assert_int_equal(bd_json_item(&j), 1);
+	assert_int_equal(bd_json_number(&j, &x), 0);
+	assert_true(isinf(x));
+	assert_int_equal(bd_json_item(&j), 1);
+	assert_int_equal(bd_json_u64(&j, &n), 0);
+	assert_int_equal(n, 2);
+	assert_int_equal(bd_json_item(&j), 1);
+	assert_int_equal(bd_json_u64(&j, &n), -EINVAL);
+}
+
 static void capacities(void **state)
 {
 	struct bd_json j;
@@ -489,6 +531,7 @@ int main(void)
 		cmocka_unit_test(reads),
 		cmocka_unit_test(integers),
 		cmocka_unit_test(numbers),
+		cmocka_unit_test(constants),
 		cmocka_unit_test(capacities),
 		cmocka_unit_test(messages),
 		cmocka_unit_test(checks_documents),

@@ -818,6 +818,12 @@ static void settings_are_read(void **state)
 	assert_true(c->frequencies[0] == 1 && fabs(c->frequencies[4] - 0.01) < 1e-8);
 	bdx_config_free(c);
 
+	/* As Python writes what is no number. */
+	c = read_config(config_dir("{\"a\": Infinity, \"model_type\": \"llama\", \"b\": [NaN, -Infinity], "
+				   SIZES "}"));
+	assert_true(c->layers == 4);
+	bdx_config_free(c);
+
 	/* What was not said. */
 	c = read_config(config_dir("{\"model_type\": \"mistral\", " SIZES "}"));
 	assert_true(c->windows[0] == 4096 && c->windows[3] == 4096 && c->bos == 1 && c->eos[0] == 2);
@@ -876,6 +882,10 @@ static void settings_are_refused(void **state)
 		{ "{\"model_type\": \"llama\", " SIZES ", \"hidden_act\": \"relu\"}", -ENOTSUP, "'relu'" },
 		{ "{\"model_type\": \"llama\", " SIZES ", \"rms_norm_eps\": 1e300}", -EINVAL, "1e+300" },
 		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_theta\": -1}", -EINVAL, "rope_theta" },
+		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_theta\": Infinity}", -EINVAL,
+		  "rope_theta is inf" },
+		{ "{\"model_type\": \"llama\", " SIZES ", \"rms_norm_eps\": NaN}", -EINVAL, "is nan" },
+		{ "{\"model_type\": \"llama\", " SIZES ", \"head_dim\": -Infinity}", -EINVAL, "is -inf" },
 		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_scaling\": {\"type\": \"yarn\"}}",
 		  -ENOTSUP, "rope type 'yarn'" },
 		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_parameters\": {\"rope_type\": "
