@@ -10,9 +10,11 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "device.h"
 #include "settings.h"
 
 /* Bounds of what strangers may claim: far above all models, and no product of two overflows. */
@@ -22,6 +24,9 @@
 #define MAX_MLP (1u << 24)
 #define MAX_VOCABULARY (1u << 28)
 #define MAX_POSITIONS (1ull << 40)
+
+#define MAX_KEY 128 /* of those that are put together here */
+#define PIECE ((uint64_t)1 << 20) /* bytes of two tensors that are compared at a time */
 
 /* A setting, and its only values that the engine has: as in JSON but without quotes, separated by
  * '|'. Where it is absent or null all is well. */
@@ -34,8 +39,8 @@ struct keys {
 	const char *layers, *width, *heads, *kv_heads, *head_dim, *vocabulary, *positions, *epsilon;
 	const char *mlp_width, *mlp_ratio;   /* the one, or the other: as a multiple of the width */
 	const char *activation, *attention_scale, *logit_scale, *alibi_max;
-	const char *rope_theta, *rope_type, *rope_factor, *rope_low, *rope_high, *rope_original;
-	const char *rope_part;               /* how much of each head turns */
+	const char *rope_homes[3];           /* objects with settings of rope; NULL ends them */
+	const char *rope_theta, *rope_part;  /* outside of them; part: of each head, how much turns */
 };
 
 struct description {
@@ -62,22 +67,15 @@ struct description {
 	struct bdx_names names;
 };
 
-/* What most architectures call things. transformers 5 has all of rope in rope_parameters. */
+/* What most architectures call things. */
 static const struct keys usual_keys = {
 	.layers = "num_hidden_layers", .width = "hidden_size", .heads = "num_attention_heads",
 	.kv_heads = "num_key_value_heads", .head_dim = "head_dim", .vocabulary = "vocab_size",
 	.positions = "max_position_embeddings",
 	.epsilon = "rms_norm_eps|layer_norm_eps|norm_epsilon",
 	.mlp_width = "intermediate_size", .activation = "hidden_act",
-	.rope_theta = "rope_parameters.rope_theta|rope_theta",
-	.rope_type = "rope_parameters.rope_type|rope_parameters.type|rope_scaling.rope_type|"
-		     "rope_scaling.type",
-	.rope_factor = "rope_parameters.factor|rope_scaling.factor",
-	.rope_low = "rope_parameters.low_freq_factor|rope_scaling.low_freq_factor",
-	.rope_high = "rope_parameters.high_freq_factor|rope_scaling.high_freq_factor",
-	.rope_original = "rope_parameters.original_max_position_embeddings|"
-			 "rope_scaling.original_max_position_embeddings",
-	.rope_part = "rope_parameters.partial_rotary_factor|partial_rotary_factor",
+	.rope_homes = { "rope_scaling", "rope_parameters" }, .rope_theta = "rope_theta",
+	.rope_part = "partial_rotary_factor",
 };
 
 #define USUAL_NAMES \
@@ -116,9 +114,6 @@ static const struct condition mpt_conditions[] = {
 /* Settings that no description has. */
 static const struct condition common_conditions[] = {
 	{ "quantization_config", "" },
-	/* Angles of its own for each kind of layer. */
-	{ "rope_parameters.full_attention", "" },
-	{ "rope_parameters.sliding_attention", "" },
 	{ 0 },
 };
 
@@ -366,16 +361,43 @@ static void read_windows(struct bdx_settings *s, const struct description *d, st
 				  d->window.types_key, listed, c->layers);
 }
 
+/* The object that has the settings of rope: the first of these that is there and not empty. The
+ * other one then does not count at all, as transformers 5 has it. NULL: there is none. */
+static const char *rope_home(struct bdx_settings *s, const char *const *homes)
+{
+	for (; *homes && !s->failed; homes++) {
+		struct bd_json j;
+		enum bd_json_kind kind = bdx_settings_find(s, *homes, &j);
+
+		if (kind == BD_JSON_BAD || kind == BD_JSON_NULL)
+			continue;
+		if (bd_json_object(&j) == 0 && bd_json_member(&j, NULL, 0, NULL) > 0)
+			return *homes;
+		s->failed = j.failed;
+	}
+	return NULL;
+}
+
+/* The key of a setting in it, in `key`; NULL where there is no home. */
+static const char *inside(char key[MAX_KEY], const char *home, const char *name)
+{
+	if (home)
+		snprintf(key, MAX_KEY, "%s.%s", home, name);
+	return home ? key : NULL;
+}
+
 /* Llama 3.1's rule for a longer context: slow rotations are stretched, fast ones kept, and those
  * between blended. In float as transformers has it. */
-static void stretch_llama3(struct bdx_settings *s, const struct keys *k, struct bdx_config *c)
+static void stretch_llama3(struct bdx_settings *s, const char *home, struct bdx_config *c)
 {
-	double factor, low, high, original;
+	double factor, low, high, original = (double)c->positions;
+	char key[MAX_KEY];
 
-	need_number(s, k->rope_factor, &factor);
-	need_number(s, k->rope_low, &low);
-	need_number(s, k->rope_high, &high);
-	need_number(s, k->rope_original, &original);
+	need_number(s, inside(key, home, "factor"), &factor);
+	need_number(s, inside(key, home, "low_freq_factor"), &low);
+	need_number(s, inside(key, home, "high_freq_factor"), &high);
+	bdx_settings_number(s, inside(key, home, "original_max_position_embeddings"), 1, MAX_POSITIONS,
+			    &original);
 	if (high <= low)
 		bdx_settings_fail(s, -EINVAL, "high_freq_factor is not above low_freq_factor");
 	for (uint64_t i = 0; i < c->rotated / 2; i++) {
@@ -392,15 +414,27 @@ static void stretch_llama3(struct bdx_settings *s, const struct keys *k, struct 
 
 static void read_rope(struct bdx_settings *s, const struct description *d, struct bdx_config *c)
 {
+	static const char *const kinds[] = { "full_attention", "sliding_attention" };
 	const struct keys *k = d->keys;
+	const char *home = rope_home(s, k->rope_homes);
 	double theta = 10000, part = 1, factor;
-	char type[64] = "default";
+	char key[MAX_KEY], type[64] = "default";
 
 	c->rope = true;
 	c->rope_factor = 1;
-	bdx_settings_number(s, k->rope_theta, 1, 1e15, &theta);
-	bdx_settings_number(s, k->rope_part, 0, 1, &part);
-	bdx_settings_text(s, k->rope_type, type, sizeof(type));
+	for (size_t i = 0; home && i < sizeof(kinds) / sizeof(*kinds); i++) {
+		enum bd_json_kind kind = bdx_settings_find(s, inside(key, home, kinds[i]), NULL);
+
+		if (kind != BD_JSON_BAD && kind != BD_JSON_NULL)
+			bdx_settings_fail(s, -ENOTSUP, "the engine does not know the setting %s (angles for "
+					  "each kind of layer)", key);
+	}
+	if (!bdx_settings_number(s, inside(key, home, "rope_theta"), 1, 1e15, &theta))
+		bdx_settings_number(s, k->rope_theta, 1, 1e15, &theta);
+	if (!bdx_settings_number(s, inside(key, home, "partial_rotary_factor"), 0, 1, &part))
+		bdx_settings_number(s, k->rope_part, 0, 1, &part);
+	if (!bdx_settings_text(s, inside(key, home, "rope_type"), type, sizeof(type)))
+		bdx_settings_text(s, inside(key, home, "type"), type, sizeof(type));
 	c->rotated = (uint64_t)((double)c->head_dim * part);
 	if (c->rotated == 0 || c->rotated % 2)
 		bdx_settings_fail(s, -EINVAL, "%" PRIu64 " elements of a head cannot be rotated in "
@@ -414,11 +448,11 @@ static void read_rope(struct bdx_settings *s, const struct description *d, struc
 	for (uint64_t i = 0; i < c->rotated / 2; i++)
 		c->frequencies[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)c->rotated);
 	if (strcmp(type, "linear") == 0) {
-		need_number(s, k->rope_factor, &factor);
+		need_number(s, inside(key, home, "factor"), &factor);
 		for (uint64_t i = 0; i < c->rotated / 2; i++)
 			c->frequencies[i] = (float)c->frequencies[i] / (float)factor;
 	} else if (strcmp(type, "llama3") == 0) {
-		stretch_llama3(s, k, c);
+		stretch_llama3(s, home, c);
 	} else if (strcmp(type, "default") != 0) {
 		bdx_settings_fail(s, -ENOTSUP, "the engine does not know the rope type '%s'", type);
 	}
@@ -449,13 +483,59 @@ static void read_alibi(struct bdx_settings *s, const struct description *d, stru
 	}
 }
 
-static void read_head(struct bdx_settings *s, const struct description *d, struct bdx_config *c,
-		      const struct bdx_source *source)
+/* Do two tensors hold the same numbers? A negative errno where they cannot be read. */
+static int are_equal(struct bdx_source *source, const struct bdx_weight *a,
+		     const struct bdx_weight *b, struct bd_error *err)
 {
-	struct bdx_weight weight;
+	uint64_t size = a->tensor->size;
+	char *buffer;
+	int rc = 1;
 
-	c->tied = d->tied || !bdx_source_find(source, d->names.head, &weight);
+	if (a->tensor->dtype != b->tensor->dtype || size != b->tensor->size)
+		return 0;
+	buffer = malloc(2 * PIECE);
+	if (!buffer)
+		return bd_error_set(err, -ENOMEM, "out of memory");
+	for (uint64_t at = 0, n; rc == 1 && at < size; at += n) {
+		n = size - at < PIECE ? size - at : PIECE;
+		rc = bdx_source_read(source, a, buffer, at, (size_t)n, err);
+		if (rc == 0)
+			rc = bdx_source_read(source, b, buffer + PIECE, at, (size_t)n, err);
+		if (rc == 0)
+			rc = memcmp(buffer, buffer + PIECE, (size_t)n) == 0;
+	}
+	free(buffer);
+	return rc;
+}
+
+/* Where head and embedding are tied although both are stored and differ, transformers 5 takes both
+ * as they are stored (earlier versions the embedding for both). */
+static void read_head(struct bdx_settings *s, const struct description *d, struct bdx_config *c,
+		      struct bdx_source *source)
+{
+	struct bdx_weight head, embedding;
+	bool has_head = bdx_source_find(source, d->names.head, &head);
+	bool has_embedding = bdx_source_find(source, d->names.embedding, &embedding);
+	int rc;
+
+	c->embedding = d->names.embedding;
+	c->tied = d->tied || !has_head;
 	bdx_settings_bool(s, "tie_word_embeddings", &c->tied);
+	if (s->failed || !c->tied || !has_head)
+		return;
+	if (!has_embedding) {
+		c->embedding = d->names.head;
+		return;
+	}
+	rc = are_equal(source, &head, &embedding, s->err);
+	if (rc < 0)
+		s->failed = rc;
+	if (rc != 0)
+		return;
+	c->tied = false;
+	snprintf(c->note, sizeof(c->note), "%s differs from %s although tie_word_embeddings says that "
+		 "they are one: both are used, as transformers 5 does (4 uses the second only)",
+		 d->names.head, d->names.embedding);
 }
 
 static void add_eos(struct bdx_config *c, double token)
@@ -565,6 +645,13 @@ void bdx_config_free(struct bdx_config *c)
 	free(c->frequencies);
 	free(c->slopes);
 	free(c);
+}
+
+void bdx_config_tell(const struct bdx_config *c, const struct bdx_source *source,
+		     const struct bd_watch *watch)
+{
+	if (*c->note)
+		bdx_note(watch, "%s: %s", bdx_source_name(source), c->note);
 }
 
 bool bdx_config_is_end(const struct bdx_config *c, int32_t token)

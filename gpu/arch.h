@@ -8,6 +8,7 @@
 #define BDX_ARCH_H
 
 #include "ops.h"
+#include "parallel.h"
 #include "source.h"
 
 #define BDX_MAX_PARTS 3
@@ -44,16 +45,23 @@ struct bdx_config { /* one model, all settled */
 	bool alibi;
 	double *slopes;            /* [heads]; owned */
 	bool tied;                 /* the head is the embedding */
+	const char *embedding;     /* the embedding's name: names->embedding, or names->head where
+	                            * they are tied and only that one is stored; static */
 	int32_t bos;               /* -1: none */
 	int32_t eos[16];           /* that end texts, all within the vocabulary */
 	unsigned eos_count;
+	char note[256];            /* for bdx_config_tell */
 };
 
 /* Read config.json (and generation_config.json for more end tokens, or another first one) of a
- * source; tensors decide what config.json leaves open (a head of its own, biases). -ENOTSUP for
+ * source; tensors decide what config.json leaves open (a head of its own, biases), and whether
+ * it is true that head and embedding are the same. -ENOTSUP for
  * an architecture, or a setting of it, that the engine does not know; the sentence names it. */
 int bdx_config_read(struct bdx_config **config, struct bdx_source *source, struct bd_error *err);
 void bdx_config_free(struct bdx_config *config); /* NULL allowed */
+/* Note what users may not expect of it, if there is anything. */
+void bdx_config_tell(const struct bdx_config *config, const struct bdx_source *source,
+		     const struct bd_watch *watch);
 
 /* Does this token end texts? */
 bool bdx_config_is_end(const struct bdx_config *config, int32_t token);

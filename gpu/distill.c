@@ -107,6 +107,7 @@ static int open_inputs(struct distill *d, struct bd_error *err)
 			*err = why;
 		return rc;
 	}
+	bdx_config_tell(d->config, d->fine, &d->options->watch);
 	rc = bd_base_open(&d->base, d->options->base, err);
 	if (rc < 0) {
 		bd_error_prefix(err, "base");

@@ -69,6 +69,7 @@ static int open_inputs(struct evaluation *e, struct bd_error *err)
 	rc = bdx_config_read(&e->config, e->fine, err);
 	if (rc < 0)
 		return rc;
+	bdx_config_tell(e->config, e->fine, &e->options->watch);
 	rc = bd_base_open(&e->base, e->options->base, err);
 	if (rc == 0)
 		rc = bdx_source_open(&e->base_source, e->options->base, err);

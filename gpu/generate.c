@@ -184,6 +184,8 @@ int bdx_generate(const struct bdx_generate_options *options, struct bd_error *er
 	if (rc == 0)
 		rc = bdx_config_read(&w.config, w.source, err);
 	if (rc == 0)
+		bdx_config_tell(w.config, w.source, &options->watch);
+	if (rc == 0)
 		rc = open_prompt(&w, err);
 	if (rc == 0)
 		rc = open_model(&w, err);

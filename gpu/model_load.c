@@ -283,7 +283,7 @@ static int walk(struct plan *p, struct bd_error *err)
 	struct bdx_weight embedding;
 	int rc;
 
-	rc = find(p, c->names->embedding, 0, c->vocabulary, c->width, &embedding, err);
+	rc = find(p, c->embedding, 0, c->vocabulary, c->width, &embedding, err);
 	if (rc < 0)
 		return rc;
 	m->embedding = bdx_place(&p->places[c->tied ? HEAD : BODY],

@@ -855,6 +855,52 @@ static void settings_are_read(void **state)
 	bdx_config_free(c);
 }
 
+/* Which of rope_scaling and rope_parameters counts: as transformers 5 resolves them. */
+static void rope_settings(void **state)
+{
+	static const struct {
+		const char *more;
+		double theta, factor; /* that all frequencies are divided by */
+	} cases[] = {
+		{ "", 1e4, 1 },
+		{ "\"rope_theta\": 100.0", 100, 1 },
+		{ "\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 100.0}", 100, 1 },
+		{ "\"rope_theta\": 50, \"rope_parameters\": {\"rope_theta\": 100.0}", 100, 1 },
+		{ "\"rope_theta\": 50, \"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2}", 50, 2 },
+		{ "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4.0}", 1e4, 4 },
+		/* Where both are there, the old one counts, and alone. */
+		{ "\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 100.0}, "
+		  "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4.0}", 1e4, 4 },
+		{ "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4.0, \"rope_theta\": 7}, \"rope_theta\": 50, "
+		  "\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2, \"rope_theta\": 100.0}", 7, 4 },
+		{ "\"rope_scaling\": {\"rope_type\": \"default\"}, \"rope_parameters\": {\"rope_type\": \"linear\", "
+		  "\"factor\": 2, \"rope_theta\": 100.0}, \"rope_theta\": 50", 50, 1 },
+		{ "\"rope_scaling\": {\"rope_type\": \"linear\", \"type\": \"dynamic\", \"factor\": 8}", 1e4, 8 },
+		/* Empty or null: not there. */
+		{ "\"rope_scaling\": {}, \"rope_parameters\": {\"type\": \"linear\", \"factor\": 2, "
+		  "\"rope_theta\": 100.0}", 100, 2 },
+		{ "\"rope_scaling\": null, \"rope_parameters\": {\"rope_theta\": 100.0}", 100, 1 },
+		/* Its length is that of the configuration where it says none, so that nothing is stretched. */
+		{ "\"max_position_embeddings\": 100000000, \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, "
+		  "\"low_freq_factor\": 1, \"high_freq_factor\": 4}", 1e4, 1 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		char *text = td_format("{\"model_type\": \"llama\", " SIZES "%s%s}", *cases[i].more ? ", " : "",
+				       cases[i].more);
+		struct bdx_config *c = read_config(config_dir(text));
+
+		for (uint64_t f = 0; f < c->rotated / 2; f++) {
+			double want = pow(cases[i].theta, -2.0 * (double)f / (double)c->rotated) / cases[i].factor;
+
+			if (fabs(c->frequencies[f] / want - 1) > 1e-5)
+				fail_msg("%s: frequency %d is %g, not %g", text, (int)f, c->frequencies[f], want);
+		}
+		bdx_config_free(c);
+	}
+}
+
 static void settings_are_refused(void **state)
 {
 	static const struct {
@@ -890,6 +936,11 @@ static void settings_are_refused(void **state)
 		  -ENOTSUP, "rope type 'yarn'" },
 		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_parameters\": {\"rope_type\": "
 		  "\"dynamic\"}}", -ENOTSUP, "rope type 'dynamic'" },
+		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_parameters\": {\"rope_type\": \"default\"}, "
+		  "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4}}", -ENOTSUP, "rope type 'yarn'" },
+		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_parameters\": {\"rope_type\": \"default\"}, "
+		  "\"rope_scaling\": {\"full_attention\": {}}}", -ENOTSUP, "rope_scaling.full_attention" },
+		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_scaling\": \"linear\"}", -EINVAL, "an object" },
 		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_scaling\": {\"type\": \"linear\"}}",
 		  -EINVAL, "factor is missing" },
 		{ "{\"model_type\": \"llama\", " SIZES ", \"rope_scaling\": {\"rope_type\": \"llama3\", "
@@ -1084,6 +1135,52 @@ static void tensors_are_checked(void **state)
 	assert_int_equal(open_result(altered(&shapes[1], bias, "unused", BD_F32, 0)), 0);
 }
 
+/* tie_word_embeddings, against what is stored. */
+static void heads_and_embeddings(void **state)
+{
+	static const char *const configs[] = { "true", "false" };
+	static const struct {
+		bool head, embedding, equal, tied[2]; /* tied: under each of the configurations */
+		enum bd_dtype head_type;
+	} cases[] = {
+		{ true, true, true, { true, false }, BD_BF16 },
+		{ true, true, false, { false, false }, BD_BF16 },
+		{ true, true, true, { false, false }, BD_F32 },
+		{ false, true, false, { true, false }, BD_BF16 },
+		{ true, false, false, { true, false }, BD_BF16 },
+	};
+	const char *head = "lm_head.weight", *embedding = "model.embed_tokens.weight";
+	char *data = calloc(2, (size_t)8300 * 64 * 4), *other; /* more than is compared at a time */
+
+	(void)state;
+	assert_non_null(data);
+	other = data + (size_t)8300 * 64 * 4;
+	other[(size_t)8300 * 64 * 2 - 1] = 1;
+	for (size_t i = 0; i < 2 * sizeof(cases) / sizeof(cases[0]); i++) {
+		struct td_tensor t[2] = {
+			{ .name = head, .dtype = cases[i / 2].head_type, .dims = 2, .shape = { 8300, 64 },
+			  .data = cases[i / 2].equal ? data : other },
+			{ .name = embedding, .dtype = BD_BF16, .dims = 2, .shape = { 8300, 64 }, .data = data },
+		};
+		char *dir = td_dir();
+		struct bdx_config *c;
+		bool tied = cases[i / 2].tied[i % 2];
+
+		td_safetensors(dir, "model.safetensors", t + !cases[i / 2].head,
+			       (size_t)cases[i / 2].head + cases[i / 2].embedding, NULL);
+		td_text(dir, "config.json", td_format("{\"model_type\": \"llama\", " SIZES ", "
+						      "\"tie_word_embeddings\": %s}", configs[i % 2]));
+		c = read_config(dir);
+		assert_int_equal(c->tied, tied);
+		assert_string_equal(c->embedding, tied && !cases[i / 2].embedding ? head : embedding);
+		assert_int_equal(*c->note != 0, i % 2 == 0 && !tied);
+		bdx_config_free(c);
+	}
+	free(data);
+	/* Only the head is stored of two that are one. */
+	assert_int_equal(open_result(altered(&shapes[3], embedding, head, BD_F32, 0)), 0);
+}
+
 static void tokens_are_checked(void **state)
 {
 	struct made *made = make(&shapes[0]);
@@ -1191,10 +1288,12 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(settings_are_read),
+		cmocka_unit_test(rope_settings),
 		cmocka_unit_test(settings_are_refused),
 		cmocka_unit_test(damaged_settings),
 		cmocka_unit_test(sources_have_files),
 		cmocka_unit_test(tensors_are_checked),
+		cmocka_unit_test(heads_and_embeddings),
 		cmocka_unit_test(tokens_are_checked),
 		cmocka_unit_test(student_is_the_checkpoint),
 		cmocka_unit_test(float_and_double_agree),
