@@ -259,8 +259,8 @@ struct bdx_tokenizer {
 	uint32_t size;
 };
 
-/* From the texts of tokens to text: run->text holds them one after the other, with a span for each;
- * the steps change both. */
+/* From the texts of tokens to text: run->text holds them one after the other, run->pieces says where
+ * each lies, and the steps change both. */
 int bdx_decode(const struct bdx_steps *steps, struct bdx_run *run);
 
 /* --- Reading tokenizer.json (tokenizer_json.c, tokenizer_parts.c) --- */
