@@ -169,6 +169,7 @@ void bd_delta_close(struct bd_delta *d)
 	free(d->base_revision);
 	free(d->producer);
 	free(d->scale_kind);
+	bd_shapes_free(&d->shapes);
 	bd_safetensors_free(d->st);
 	bd_file_close(d->file);
 	free(d);
@@ -184,11 +185,10 @@ static int check_tensor(const struct bd_delta *d, const struct bd_entry *e,
 {
 	const char *name = bd_entry_base(e);
 	const struct bd_base_tensor *b = bd_base_find(base, name);
-	struct bd_tensor wanted = { .dims = e->base_dims };
+	const struct bd_tensor wanted = { .dims = e->base_dims, .shape = e->base_shape };
 	const char *label = base->checkpoint->path;
 	char have[200], want[200];
 
-	memcpy(wanted.shape, e->base_shape, sizeof(wanted.shape));
 	bd_tensor_shape_text(&wanted, want, sizeof(want));
 	if (!b)
 		return bd_error_set(err, -EINVAL, "%s was made from base '%s', and '%s' is another one: "

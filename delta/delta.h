@@ -31,7 +31,7 @@ struct bd_entry {                        /* one tensor of the fine-tune */
 	char *base_name;                 /* NULL: as the tensor's own, see bd_entry_base */
 	enum bd_dtype base_dtype;
 	unsigned base_dims;
-	uint64_t base_shape[BD_MAX_DIMS];
+	const uint64_t *base_shape;
 	char base_xxh128[BD_HASH];
 	uint64_t base_sample;
 };
@@ -62,6 +62,7 @@ struct bd_delta {
 	char *scale_kind;                /* "rank1", …; NULL if unknown */
 	double attenuation;
 	bool distilled;
+	struct bd_shapes shapes;         /* private: those of base tensors */
 };
 
 /* Errors: -EINVAL not a .bdelta file, damaged, or needing a newer version: the sentence says

@@ -203,7 +203,7 @@ static int work_exact(void *context, size_t index, struct bd_error *err)
 	struct bd_item *item = im->queue[index];
 	struct bd_entry *e = item->entry;
 	struct bd_tensor part = *e->tensor;
-	uint64_t from = 0, offset = 0;
+	uint64_t from = 0, offset = 0, shape[BD_MAX_DIMS];
 	bool wanted;
 	int rc = 0;
 
@@ -220,7 +220,9 @@ static int work_exact(void *context, size_t index, struct bd_error *err)
 	wanted = e->encoding == BD_RAW || (e->encoding == BD_ROWS && has_tail(item));
 	if (wanted && e->encoding == BD_ROWS) {
 		from = item->head;
-		part.shape[0] -= from;
+		memcpy(shape, part.shape, part.dims * sizeof(*shape));
+		shape[0] -= from;
+		part.shape = shape;
 		part.size -= part.size / e->tensor->shape[0] * from;
 	}
 	if (wanted)

@@ -117,7 +117,7 @@ static void keep_base(struct bd_item *item, const struct bd_base_tensor *b, uint
 	item->head = head;
 	e->base_dtype = b->tensor->dtype;
 	e->base_dims = b->tensor->dims;
-	memcpy(e->base_shape, b->tensor->shape, sizeof(e->base_shape));
+	e->base_shape = b->tensor->shape;
 	e->base_sample = b->sample;
 }
 
@@ -299,9 +299,8 @@ bool bd_item_is_resized(const struct bd_item *item)
 /* Bytes of the text of the shape of an entry's sign planes. */
 static size_t plane_shape(const struct bd_entry *e)
 {
-	struct bd_tensor plane = {
-		.dims = 1, .shape = { bd_manifest_plane_bytes(1, e->rows * e->cols) },
-	};
+	const uint64_t bytes = bd_manifest_plane_bytes(1, e->rows * e->cols);
+	const struct bd_tensor plane = { .dims = 1, .shape = &bytes };
 	char text[200];
 
 	return strlen(bd_tensor_shape_text(&plane, text, sizeof(text)));

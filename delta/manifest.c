@@ -97,9 +97,11 @@ static int read_encoding(struct bd_json *j, enum bd_encoding *encoding)
 	return bd_json_fail(j, "unknown encoding '%s': a newer bitdelta is needed", name);
 }
 
-static int read_base(struct bd_json *j, struct record *r)
+static int read_base(struct reader *reader, struct record *r)
 {
+	struct bd_json *j = &reader->json;
 	struct bd_entry *e = &r->entry;
+	uint64_t shape[BD_MAX_DIMS];
 	char key[64], text[64];
 	size_t length;
 	int rc = bd_json_object(j);
@@ -118,8 +120,13 @@ static int read_base(struct bd_json *j, struct record *r)
 			while (rc == 0 && (rc = bd_json_item(j)) > 0) {
 				if (e->base_dims == BD_MAX_DIMS)
 					return bd_json_fail(j, "more than %d dimensions", BD_MAX_DIMS);
-				rc = bd_json_u64(j, &e->base_shape[e->base_dims++]);
+				rc = bd_json_u64(j, &shape[e->base_dims++]);
 			}
+			if (rc < 0)
+				return rc;
+			e->base_shape = bd_shapes_add(&reader->delta->shapes, shape, e->base_dims);
+			if (!e->base_shape)
+				return bd_error_set(j->err, -ENOMEM, "%s: out of memory", reader->what);
 			r->has_base_shape = true;
 		} else if (strcmp(key, "xxh128") == 0) {
 			rc = read_hash(j, e->base_xxh128);
@@ -141,8 +148,9 @@ static int read_base(struct bd_json *j, struct record *r)
 	return rc;
 }
 
-static int read_record(struct bd_json *j, struct record *r)
+static int read_record(struct reader *reader, struct record *r)
 {
+	struct bd_json *j = &reader->json;
 	struct bd_entry *e = &r->entry;
 	char key[64];
 	uint64_t planes;
@@ -172,7 +180,7 @@ static int read_record(struct bd_json *j, struct record *r)
 		} else if (strcmp(key, "error") == 0) {
 			rc = bd_json_number(j, &e->error);
 		} else if (strcmp(key, "base") == 0) {
-			rc = read_base(j, r);
+			rc = read_base(reader, r);
 		} else {
 			rc = bd_json_skip(j);
 		}
@@ -200,7 +208,7 @@ static int read_records(struct reader *r)
 			r->capacity = capacity;
 		}
 		r->records[r->count] = (struct record){ .entry = { .error = -1 } };
-		rc = read_record(j, &r->records[r->count++]);
+		rc = read_record(r, &r->records[r->count++]);
 	}
 	return rc;
 }
@@ -246,12 +254,15 @@ static int take_bytes(struct reader *r, const char *kind, const char *name, uint
 static int bind_raw(struct reader *r, struct bd_entry *e, uint64_t from)
 {
 	struct bd_tensor wanted = *e->tensor;
+	uint64_t shape[BD_MAX_DIMS];
 	int rc = take_stored(r, "raw", e->tensor->name, &e->raw);
 
 	if (rc < 0)
 		return rc;
+	memcpy(shape, wanted.shape, wanted.dims * sizeof(*shape));
+	wanted.shape = shape;
 	if (from)
-		wanted.shape[0] -= from;
+		shape[0] -= from;
 	if (e->raw->dtype != wanted.dtype || !bd_tensor_same_shape(e->raw, &wanted))
 		return bd_json_fail(&r->json, "'%s' has another dtype or shape than '%s' needs",
 				    e->raw->name, e->tensor->name);
@@ -345,7 +356,7 @@ static int bind_record(struct reader *r, struct record *rec, const struct bd_ten
 		e->base_dtype = t->dtype;
 	if (!rec->has_base_shape) {
 		e->base_dims = t->dims;
-		memcpy(e->base_shape, t->shape, sizeof(e->base_shape));
+		e->base_shape = t->shape;
 	}
 	if (e->encoding == BD_ROWS)
 		return bind_rows(r, rec);

@@ -104,7 +104,7 @@ static uint64_t header_bound(const struct bd_delta *d)
 		char shape[200];
 
 		if (strcmp(t->name, "manifest") == 0)
-			longest.shape[0] = data;
+			longest.shape = &data;
 		bound += bd_container_entry_bound(
 			bd_container_name_bound(t->name), t->dtype,
 			strlen(bd_tensor_shape_text(&longest, shape, sizeof(shape))), data);

@@ -10,8 +10,9 @@
  * Taken, as by the reference parser: white space around the JSON, unknown fields in a tensor's
  * description, "__metadata__": null.
  *
- * Memory: the header, as much again for the decoded strings (at most; a decoded string is never
- * longer than its text), and the arrays and tables of what the header describes. */
+ * Memory: the header, as much again for the decoded strings while it is parsed (a decoded string is
+ * never longer than its text), then what they need, and the arrays and tables of what the header
+ * describes. */
 #include "safetensors.h"
 
 #include <errno.h>
@@ -111,6 +112,27 @@ static char *keep_text(struct parse *p, size_t length)
 	return text;
 }
 
+/* Give up what the strings did not need, which is more than half. Copied and not shrunk: memory that was used
+ * before is resident, and the end of a block stays so. */
+static int trim_text(struct parse *p)
+{
+	struct bd_safetensors *st = p->st;
+	char *old = st->text, *text = malloc(p->text_used ? p->text_used : 1);
+
+	if (!text)
+		return no_memory(p);
+	memcpy(text, old, p->text_used);
+	for (size_t i = 0; i < st->count; i++)
+		st->tensors[i].name = text + (st->tensors[i].name - old);
+	for (size_t i = 0; i < st->metadata_count; i++) {
+		st->metadata[i].key = text + (st->metadata[i].key - old);
+		st->metadata[i].value = text + (st->metadata[i].value - old);
+	}
+	free(old);
+	st->text = text;
+	return 0;
+}
+
 /* Make the metadata findable. The tables are built when their size is known: growing one under
  * millions of keys would cost more than all the rest. */
 static int index_metadata(struct parse *p)
@@ -185,6 +207,7 @@ static int read_dtype(struct parse *p, struct bd_tensor *t)
 static int read_shape(struct parse *p, struct bd_tensor *t)
 {
 	struct bd_json *j = &p->j;
+	uint64_t shape[BD_MAX_DIMS];
 	int rc = bd_json_array(j);
 
 	t->count = 1;
@@ -201,9 +224,12 @@ static int read_shape(struct parse *p, struct bd_tensor *t)
 		 * even before a zero. */
 		if (dim > INT64_MAX || __builtin_mul_overflow(t->count, dim, &t->count))
 			return bd_json_fail(j, "the shape of tensor %s is too large", t->name);
-		t->shape[t->dims++] = dim;
+		shape[t->dims++] = dim;
 	}
-	return rc;
+	if (rc < 0)
+		return rc;
+	t->shape = bd_shapes_add(&p->st->shapes, shape, t->dims);
+	return t->shape ? 0 : no_memory(p);
 }
 
 /* The two offsets, still relative to the data, into t->offset and *end. */
@@ -406,6 +432,8 @@ static int parse_header(struct bd_safetensors **out, char *header, size_t header
 	if (rc == 0)
 		rc = bd_json_end(j);
 	if (rc == 0)
+		rc = trim_text(&p);
+	if (rc == 0)
 		rc = index_metadata(&p);
 	if (rc == 0)
 		rc = place_tensors(&p);
@@ -476,6 +504,7 @@ void bd_safetensors_free(struct bd_safetensors *st)
 	bd_name_table_free(st->keys);
 	free(st->tensors);
 	free(st->metadata);
+	bd_shapes_free(&st->shapes);
 	free(st->text);
 	free(st->header);
 	free(st);

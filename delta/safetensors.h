@@ -11,6 +11,7 @@
 #include "dtype.h"
 #include "error.h"
 #include "file.h"
+#include "shapes.h"
 
 #define BD_MAX_DIMS 8
 #define BD_MAX_NAME 1024                /* bytes of a tensor name */
@@ -20,7 +21,7 @@ struct bd_tensor {
 	const char *name; /* UTF-8, NUL-terminated, 1 to BD_MAX_NAME bytes, no control characters */
 	enum bd_dtype dtype;
 	unsigned dims;
-	uint64_t shape[BD_MAX_DIMS]; /* each at most INT64_MAX; 0 beyond dims */
+	const uint64_t *shape; /* `dims` numbers, each at most INT64_MAX */
 	uint64_t count;  /* elements; rows, columns and bits fit in 64 bits as well */
 	uint64_t offset; /* of its first byte, from the start of the FILE */
 	uint64_t size;   /* in bytes */
@@ -42,6 +43,7 @@ struct bd_safetensors {
 	struct bd_name_table *names; /* private: name -> index in tensors */
 	struct bd_name_table *keys;  /* private: key -> index in metadata */
 	char *text;                  /* private: all strings */
+	struct bd_shapes shapes;     /* private */
 };
 
 /* Parse the first `size` bytes of a file (they must hold the whole header) that is `file_size`

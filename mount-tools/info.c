@@ -23,7 +23,7 @@ static void json_tensor(struct json *j, cJSON *array, const struct bd_delta_file
 			const struct bd_entry *e)
 {
 	cJSON *o = json_element(j, array), *base;
-	struct bd_tensor of_base = { .dims = e->base_dims };
+	const struct bd_tensor of_base = { .dims = e->base_dims, .shape = e->base_shape };
 	char shape[200];
 
 	json_string(j, o, "name", e->tensor->name);
@@ -45,8 +45,6 @@ static void json_tensor(struct json *j, cJSON *array, const struct bd_delta_file
 	if (e->planes && e->error >= 0)
 		json_number(j, o, "error", "%.4g", e->error);
 	if (e->encoding != BD_RAW) {
-		for (unsigned d = 0; d < e->base_dims; d++)
-			of_base.shape[d] = e->base_shape[d];
 		base = json_object(j, o, "base");
 		if (e->base_name)
 			json_string(j, base, "name", e->base_name);

@@ -214,7 +214,7 @@ static bool take_apart(struct pieces *p, const uint8_t *data, size_t size)
 			continue;
 		}
 		*part = (struct part){ .dtype = t->dtype, .dims = t->dims, .size = t->size };
-		memcpy(part->shape, t->shape, sizeof(part->shape));
+		memcpy(part->shape, t->shape, t->dims * sizeof(*t->shape));
 		part->name = strdup(t->name);
 		part->data = malloc(MAX_TEXT);
 		memcpy(part->data, data + t->offset, t->size);

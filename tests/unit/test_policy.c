@@ -10,7 +10,7 @@
 
 static enum bd_wish wish(const char *name, unsigned dims)
 {
-	struct bd_tensor t = { .name = name, .dtype = BD_BF16, .dims = dims, .shape = { 8, 8, 8 } };
+	struct bd_tensor t = { .name = name, .dtype = BD_BF16, .dims = dims, .shape = (const uint64_t[]){ 8, 8, 8 } };
 	bool by_rule = true;
 	enum bd_wish found = bd_policy_wish(&t, NULL, 0, &by_rule);
 

@@ -33,12 +33,8 @@ static void check_invariants(const struct bd_safetensors *st)
 		assert_true(t->offset == at);
 		at += t->size;
 		assert_true(t->dims <= BD_MAX_DIMS);
-		for (unsigned k = 0; k < BD_MAX_DIMS; k++) {
-			if (k < t->dims)
-				count *= t->shape[k];
-			else
-				assert_true(t->shape[k] == 0);
-		}
+		for (unsigned k = 0; k < t->dims; k++)
+			count *= t->shape[k];
 		assert_true(count == t->count);
 		assert_true(t->size == count * bd_dtype_bits(t->dtype) / 8);
 		assert_true(bd_tensor_rows(t) * bd_tensor_cols(t) == count);
@@ -623,8 +619,32 @@ static void many_tensors(void **state)
 	assert_int_equal(st->count, N);
 	snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.%d.down_proj.weight", 1 / 500, 1);
 	assert_ptr_equal(bd_safetensors_find(st, name), &st->tensors[7919]);
+	assert_true(sizeof(*st->tensors) <= 48);
+	for (size_t i = 1; i < st->count; i++)
+		assert_ptr_equal(st->tensors[i].shape, st->tensors[0].shape);
 	bd_safetensors_free(st);
 	bd_buffer_free(&b);
+}
+
+/* Shapes stay where they are, and what was just there is not kept again. */
+static void pools_shapes(void **state)
+{
+	enum { KINDS = 5000 };
+	static const uint64_t *kept[KINDS];
+	struct bd_shapes pool = { 0 };
+
+	(void)state;
+	for (uint64_t i = 0; i < KINDS; i++) {
+		uint64_t shape[BD_MAX_DIMS] = { i, i + 1, i + 2 };
+
+		kept[i] = bd_shapes_add(&pool, shape, i % 9);
+		assert_non_null(kept[i]);
+		assert_ptr_equal(bd_shapes_add(&pool, shape, i % 9), kept[i]);
+	}
+	for (uint64_t i = 0; i < KINDS; i++)
+		for (unsigned d = 0; d < i % 9; d++)
+			assert_true(kept[i][d] == (d < 3 ? i + d : 0));
+	bd_shapes_free(&pool);
 }
 
 static int read_path(const char *path)
@@ -692,6 +712,7 @@ int main(void)
 		cmocka_unit_test(damages),
 		cmocka_unit_test(hostile_headers),
 		cmocka_unit_test(many_tensors),
+		cmocka_unit_test(pools_shapes),
 		cmocka_unit_test(reads_files),
 	};
 
