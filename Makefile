@@ -102,8 +102,8 @@ CUDA_FLAGS  = $(NVCCFLAGS) $(NVCC_ARCH) -std=c++17 --fmad=false -Idelta -Igpu -c
 $(B)/gpu/%.cu.o: gpu/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(CUDA_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
-$(B)/bitdelta-cuda.so: $(patsubst %.cu,$(B)/%.cu.o,$(CUDA_SRC)) $(B)/delta/error.o $(B)/delta/dtype.o \
-		gpu/cuda.map
+$(B)/bitdelta-cuda.so: $(patsubst %.cu,$(B)/%.cu.o,$(CUDA_SRC)) $(B)/delta/error.o $(B)/delta/utf8.o \
+		$(B)/delta/dtype.o gpu/cuda.map
 	$(NVCC) $(NVCC_ARCH) -shared -cudart static -Xlinker -z,defs,--version-script=gpu/cuda.map \
 		$(CUDA_LIBS:%=-Xlinker -rpath,%) -o $@ $(filter %.o,$^) -lcublasLt
 

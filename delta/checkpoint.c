@@ -502,14 +502,11 @@ static int why_not_file(struct load *l, const char *name, const char **why)
 /* "NAME: why", fit for a terminal. */
 static char *skip_text(const char *name, const char *why)
 {
-	bool plain = bd_utf8_is_plain(name, strlen(name));
 	char *text;
 
 	if (asprintf(&text, "%s: %s", name, why) < 0)
 		return NULL;
-	for (size_t i = 0; !plain && name[i]; i++)
-		if ((unsigned char)name[i] < 0x20 || (unsigned char)name[i] > 0x7e)
-			text[i] = '?';
+	bd_utf8_make_plain(text);
 	return text;
 }
 

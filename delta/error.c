@@ -6,13 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Names of files and tensors come from strangers; a terminal must not obey them. */
-static void clean(char *text)
-{
-	for (; *text; text++)
-		if ((unsigned char)*text < 0x20 || *text == 0x7F)
-			*text = '?';
-}
+#include "utf8.h"
 
 int bd_error_set(struct bd_error *err, int code, const char *format, ...)
 {
@@ -24,7 +18,7 @@ int bd_error_set(struct bd_error *err, int code, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(err->text, sizeof(err->text), format, args);
 	va_end(args);
-	clean(err->text);
+	bd_utf8_make_plain(err->text);
 	return code;
 }
 
@@ -39,7 +33,7 @@ int bd_error_prefix(struct bd_error *err, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(prefix, sizeof(prefix), format, args);
 	va_end(args);
-	clean(prefix);
+	bd_utf8_make_plain(prefix);
 	memcpy(old, err->text, sizeof(old));
 	n = strlen(prefix);
 	memcpy(err->text, prefix, n + 1);

@@ -368,9 +368,8 @@ static char *plain_copy(const char *name)
 {
 	char *copy = strdup(name);
 
-	for (char *p = copy; copy && !bd_utf8_is_plain(copy, strlen(copy)) && *p; p++)
-		if ((unsigned char)*p < 0x20 || (unsigned char)*p > 0x7e)
-			*p = '?';
+	if (copy)
+		bd_utf8_make_plain(copy);
 	return copy;
 }
 

@@ -2,6 +2,8 @@
 /* utf8.c: decoding and encoding of UTF-8, see utf8.h. */
 #include "utf8.h"
 
+#include <string.h>
+
 unsigned bd_utf8_decode(const char *text, size_t size, uint32_t *code)
 {
 	const unsigned char *p = (const unsigned char *)text;
@@ -66,16 +68,41 @@ unsigned bd_utf8_encode(uint32_t code, char *dst)
 	return 4;
 }
 
-bool bd_utf8_is_plain(const char *text, size_t size)
+unsigned bd_utf8_step(const char *text, size_t size, bool *plain)
 {
 	uint32_t code;
+	unsigned length = bd_utf8_decode(text, size, &code);
 
-	for (size_t i = 0; i < size;) {
-		unsigned length = bd_utf8_decode(text + i, size - i, &code);
+	*plain = length > 0 && code >= 0x20 && (code < 0x7f || code > 0x9f);
+	return length ? length : 1;
+}
 
-		if (length == 0 || code < 0x20 || (code >= 0x7f && code <= 0x9f))
-			return false;
-		i += length;
+bool bd_utf8_is_plain(const char *text, size_t size)
+{
+	bool plain = true;
+
+	for (size_t i = 0; i < size && plain;)
+		i += bd_utf8_step(text + i, size - i, &plain);
+	return plain;
+}
+
+void bd_utf8_make_plain(char *text)
+{
+	size_t left = strlen(text);
+	char *to = text;
+	bool plain;
+
+	while (left > 0) {
+		unsigned length = bd_utf8_step(text, left, &plain);
+
+		if (plain) {
+			memmove(to, text, length);
+			to += length;
+		} else {
+			*to++ = '?';
+		}
+		text += length;
+		left -= length;
 	}
-	return true;
+	*to = '\0';
 }

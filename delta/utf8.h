@@ -19,4 +19,12 @@ unsigned bd_utf8_encode(uint32_t code, char *dst);
  * characters (U+0000 to U+001F, U+007F to U+009F). The empty string is such a text. */
 bool bd_utf8_is_plain(const char *text, size_t size);
 
+/* Make text such a text, in place: what a terminal might obey, and what is not UTF-8, becomes '?'.
+ * Names of files and tensors come from strangers, so all messages go through this. */
+void bd_utf8_make_plain(char *text);
+
+/* The length, at least 1, of what text[0] begins: a character that is plain, or what is not. size is
+ * not 0. */
+unsigned bd_utf8_step(const char *text, size_t size, bool *plain);
+
 #endif

@@ -23,24 +23,16 @@ static const char *layout_name(enum bdfs_layout layout)
 /* Paths are bytes, JSON is UTF-8. */
 static void string(struct bd_buffer *b, const char *key, const char *text)
 {
-	bd_buffer_printf(b, "\"%s\":", key);
-	if (!text) {
-		bd_buffer_printf(b, "null");
-	} else if (bd_utf8_is_plain(text, strlen(text))) {
-		bd_buffer_json_string(b, text, strlen(text));
-	} else {
-		char *copy = strdup(text);
+	char *copy = text ? strdup(text) : NULL;
 
-		if (!copy) {
-			b->failed = true;
-			return;
-		}
-		for (char *p = copy; *p; p++)
-			if ((unsigned char)*p < ' ' || (unsigned char)*p > '~')
-				*p = '?';
+	bd_buffer_printf(b, "\"%s\":%s", key, text ? "" : "null");
+	if (copy) {
+		bd_utf8_make_plain(copy);
 		bd_buffer_json_string(b, copy, strlen(copy));
-		free(copy);
+	} else if (text) {
+		b->failed = true;
 	}
+	free(copy);
 }
 
 static void counters(struct bd_buffer *b, const struct bdfs_counters *c)
@@ -179,11 +171,15 @@ static const char *amount(uint64_t bytes, char text[32])
 /* Names of files go to somebody's terminal. */
 static void plain(struct bd_buffer *b, const char *text)
 {
-	bool clean = bd_utf8_is_plain(text, strlen(text));
+	char *copy = strdup(text);
 
-	for (; *text; text++)
-		bd_buffer_printf(b, "%c", clean || ((unsigned char)*text >= ' ' && (unsigned char)*text <= '~')
-				 ? *text : '?');
+	if (copy) {
+		bd_utf8_make_plain(copy);
+		bd_buffer_append(b, copy, strlen(copy));
+	} else {
+		b->failed = true;
+	}
+	free(copy);
 }
 
 static void print_status(struct bd_buffer *b, struct bdfs_models *m, const struct bdfs_in_use *use,

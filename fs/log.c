@@ -11,6 +11,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "utf8.h"
+
 #define PERIOD 10 /* seconds */
 #define LINES 20
 
@@ -95,14 +97,6 @@ void bdfs_log_detach(struct bdfs_log *log, bool background)
 	log->attached = false;
 }
 
-/* Messages name files, and files are named by strangers: keep the log one line per message. */
-static void defuse(char *text)
-{
-	for (; *text; text++)
-		if ((unsigned char)*text < ' ' || *text == 0x7f)
-			*text = '?';
-}
-
 static void emit(struct bdfs_log *log, int priority, char *text)
 {
 	enum bdfs_log_kind kind = log->kind;
@@ -111,7 +105,7 @@ static void emit(struct bdfs_log *log, int priority, char *text)
 	time_t now;
 	int n;
 
-	defuse(text);
+	bd_utf8_make_plain(text); /* so that each message is one line, too */
 	if (kind == BDFS_LOG_SINK ||
 	    (log->attached && (kind == BDFS_LOG_SYSLOG || kind == BDFS_LOG_JOURNAL))) {
 		if (log->sink.message)

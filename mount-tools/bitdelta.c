@@ -42,8 +42,12 @@ static int run(int argc, char **argv)
 	for (size_t i = 0; i < COMMANDS; i++)
 		if (strcmp(name, commands[i]->name) == 0)
 			return commands[i]->run(commands[i], argc - 1, argv + 1);
-	if (*name)
-		fprintf(stderr, "bitdelta: no command '%s'\n\n", name);
+	if (*name) {
+		struct bd_error err;
+
+		bd_error_set(&err, -EINVAL, "no command '%s'", name);
+		fprintf(stderr, "bitdelta: %s\n\n", err.text);
+	}
 	print_help(stderr);
 	return EXIT_USAGE;
 }

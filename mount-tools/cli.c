@@ -29,13 +29,16 @@ int command_fail(const struct command *command, const struct bd_error *err)
 
 int command_usage(const struct command *command, const char *format, ...)
 {
+	struct bd_error err;
+	char text[sizeof(err.text)];
 	va_list args;
 
-	fprintf(stderr, "bitdelta %s: ", command->name);
 	va_start(args, format);
-	vfprintf(stderr, format, args);
+	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
-	fprintf(stderr, " (see bitdelta %s --help)\n", command->name);
+	bd_error_set(&err, -EINVAL, "%s", text);
+	fprintf(stderr, "bitdelta %s: %s (see bitdelta %s --help)\n", command->name, err.text,
+		command->name);
 	return EXIT_USAGE;
 }
 
@@ -208,6 +211,22 @@ static void show_progress(void *context, unsigned long long done, unsigned long 
 	fflush(stderr);
 }
 
+static void print_safely(FILE *out, const char *text, size_t left, const char *allowed)
+{
+	bool plain;
+
+	while (left > 0) {
+		unsigned n = bd_utf8_step(text, left, &plain);
+
+		if (plain || (*text && strchr(allowed, *text)))
+			fwrite(text, 1, n, out);
+		else
+			fputc('?', out);
+		text += n;
+		left -= n;
+	}
+}
+
 static void show_note(void *context, const char *text)
 {
 	struct progress *p = context;
@@ -222,7 +241,9 @@ static void show_note(void *context, const char *text)
 		json_string(&j, o, "note", text);
 		json_print(&j, stderr, NULL);
 	} else {
-		fprintf(stderr, "note: %s\n", text);
+		fprintf(stderr, "note: ");
+		print_safely(stderr, text, strlen(text), "");
+		fputc('\n', stderr);
 	}
 }
 
@@ -264,32 +285,14 @@ char *format_bytes(uint64_t bytes, char buf[32])
 	return buf;
 }
 
-static void print_safely(const char *text, size_t left, const char *allowed)
-{
-	uint32_t code;
-
-	while (left > 0) {
-		unsigned n = bd_utf8_decode(text, left, &code);
-
-		if (n == 0 || (!bd_utf8_is_plain(text, n) && !(*text && strchr(allowed, *text)))) {
-			putchar('?');
-			n = n ? n : 1;
-		} else {
-			fwrite(text, 1, n, stdout);
-		}
-		text += n;
-		left -= n;
-	}
-}
-
 void print_plain(const char *text)
 {
-	print_safely(text, strlen(text), "");
+	print_safely(stdout, text, strlen(text), "");
 }
 
 void print_lines(const char *text, size_t size)
 {
-	print_safely(text, size, "\n\t");
+	print_safely(stdout, text, size, "\n\t");
 }
 
 /* What tensors or files of one kind take. */

@@ -71,8 +71,8 @@ double progress_end(struct progress *p);
 
 /* "13.5 GB": decimal units into buf, which is returned. */
 char *format_bytes(uint64_t bytes, char buf[32]);
-/* Text that a stranger may have chosen, on stdout: control characters and what is not UTF-8 become '?',
- * so that it can neither break lines nor steer a terminal. */
+/* Text that a stranger may have chosen, such as the name of a file, on stdout, as bd_utf8_make_plain
+ * makes it: it can neither break lines nor steer a terminal. */
 void print_plain(const char *text);
 /* The same for text of several lines: line feeds and tabs are printed too. */
 void print_lines(const char *text, size_t size);

@@ -55,7 +55,8 @@ static int report(const struct arguments *a, const struct bdx_distill_report *r,
 		return json_print(&j, stdout, err);
 	}
 	if (!a->quiet && r->done) {
-		printf("%s\n", a->options.out);
+		print_plain(a->options.out);
+		putchar('\n');
 		engine_print_distillation(r);
 	}
 	return 0;

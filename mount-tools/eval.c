@@ -117,7 +117,8 @@ static void print_report(const struct arguments *a, const struct bdx_evaluation 
 {
 	struct total total = add_up(e);
 
-	printf("%s, on ", a->options.delta);
+	print_plain(a->options.delta);
+	printf(", on ");
 	print_plain(e->device);
 	printf(", %.1f s\n", seconds);
 	for (unsigned i = 0; i < e->count; i++) {

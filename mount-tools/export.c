@@ -36,9 +36,10 @@ static int report(const struct bd_view *view, const char *out, double seconds, b
 		json_number(&j, o, "seconds", "%.3f", seconds);
 		return json_print(&j, stdout, err);
 	}
-	if (!quiet)
-		printf("%s: %zu files, %s, %.1f s\n", out, view->file_count,
-		       format_bytes(bytes, size), seconds);
+	if (!quiet) {
+		print_plain(out);
+		printf(": %zu files, %s, %.1f s\n", view->file_count, format_bytes(bytes, size), seconds);
+	}
 	return 0;
 }
 

@@ -226,7 +226,8 @@ static int report(const struct arguments *a, double seconds, struct bd_error *er
 	if (a->json) {
 		rc = json_report(a, delta, seconds, memory, err);
 	} else {
-		printf("%s\n", out);
+		print_plain(out);
+		putchar('\n');
 		rc = print_summary(delta, err);
 		engine_print_distillation(&a->report);
 		printf("  %.1f s, at most %s of memory\n", seconds, format_bytes(memory, text));

@@ -105,7 +105,8 @@ static void print_tensor(const struct bd_entry *e)
 
 static int print_delta(const struct bd_delta *d, bool tensors, struct bd_error *err)
 {
-	printf("%s\n  base   %s%s%s, identity %s\n", d->file->path, d->base_label,
+	print_plain(d->file->path);
+	printf("\n  base   %s%s%s, identity %s\n", d->base_label,
 	       d->base_revision ? " at " : "", d->base_revision ? d->base_revision : "",
 	       d->base_digest);
 	if (d->scale_kind)

@@ -35,9 +35,10 @@ static int report(const char *path, const struct bd_error *failed, bool with_bas
 			json_string(&j, o, "error", failed->text);
 		return json_print(&j, stdout, err);
 	}
-	if (!failed && !quiet)
-		printf("%s: ok%s\n", path,
-		       with_base ? ", and so is what it needs of the base" : "");
+	if (!failed && !quiet) {
+		print_plain(path);
+		printf(": ok%s\n", with_base ? ", and so is what it needs of the base" : "");
+	}
 	return 0;
 }
 

@@ -523,6 +523,31 @@ static void utf8(void **state)
 	assert_false(bd_utf8_is_plain("a\xff", 2));
 }
 
+/* What a terminal must not get becomes a question mark, the rest stays. */
+static void plain_text(void **state)
+{
+	static const struct { const char *text, *plain; } cases[] = {
+		{ "", "" },
+		{ "a b\xc3\xa9 \xf0\x9f\x98\x80", "a b\xc3\xa9 \xf0\x9f\x98\x80" },
+		{ "a\x1b[31mb\n\tc\x7f", "a?[31mb??c?" },
+		{ "\xc2\x9b" "31m\xc2\xa0", "?31m\xc2\xa0" },    /* CSI as a character */
+		{ "\x9b" "31m\xff\xc3", "?31m??" },              /* and as a byte; cut short */
+		{ "\xed\xa0\x80", "???" },                       /* a surrogate */
+	};
+	char text[64];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+		strcpy(text, cases[i].text);
+		bd_utf8_make_plain(text);
+		assert_string_equal(text, cases[i].plain);
+		assert_true(bd_utf8_is_plain(text, strlen(text)));
+		bd_error_set(&err, -EINVAL, "%s", cases[i].text);
+		bd_error_prefix(&err, "%s", cases[i].text);
+		assert_true(bd_utf8_is_plain(err.text, strlen(err.text)));
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -540,6 +565,7 @@ int main(void)
 		cmocka_unit_test(buffers),
 		cmocka_unit_test(name_tables),
 		cmocka_unit_test(utf8),
+		cmocka_unit_test(plain_text),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
