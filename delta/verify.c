@@ -132,6 +132,8 @@ static int work(void *context, size_t index, struct bd_error *err)
 				  "hash is %s, expected %s", c->file->path, c->kind, c->name, c->offset,
 				  found, c->wanted);
 out:
+	if (rc < 0 && c->file != v->delta->file) /* several deltas may have one base */
+		bd_error_prefix(err, "%s", v->delta->file->path);
 	XXH3_freeState(hash);
 	free(buf);
 	return rc;
