@@ -241,7 +241,7 @@ static void need_count(struct bdx_settings *s, const char *key, uint64_t max, ui
 {
 	if (!bdx_settings_count(s, key, 1, max, value)) {
 		*value = 1; /* nobody divides by zero before the failure is noticed */
-		bdx_settings_fail(s, -EINVAL, "%.*s is missing", (int)strcspn(key, "|"), key);
+		bdx_settings_missing(s, key);
 	}
 }
 
@@ -249,7 +249,7 @@ static void need_number(struct bdx_settings *s, const char *key, double *value)
 {
 	*value = 1;
 	if (!bdx_settings_number(s, key, 1e-6, 1e12, value))
-		bdx_settings_fail(s, -EINVAL, "%.*s is missing", (int)strcspn(key, "|"), key);
+		bdx_settings_missing(s, key);
 }
 
 static void read_sizes(struct bdx_settings *s, const struct description *d, struct bdx_config *c)

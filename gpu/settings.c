@@ -60,6 +60,19 @@ void bdx_settings_fail(struct bdx_settings *s, int code, const char *format, ...
 	s->failed = bd_error_set(s->err, code, "%s: %s", s->what, message);
 }
 
+void bdx_settings_missing(struct bdx_settings *s, const char *key)
+{
+	char names[MAX_KEY] = "";
+	size_t used = 0, n;
+
+	for (; key && used < sizeof(names); key = key[n] ? key + n + 1 : NULL) {
+		n = strcspn(key, "|");
+		used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%.*s",
+					 !used ? "" : key[n] ? ", " : " or ", (int)n, key);
+	}
+	bdx_settings_fail(s, -EINVAL, "%s is missing", names);
+}
+
 bool bdx_is_one_of(const char *word, size_t length, const char *list)
 {
 	for (;;) {
@@ -111,7 +124,9 @@ static enum bd_json_kind find_path(struct bdx_settings *s, const char *path, siz
 	}
 }
 
-enum bd_json_kind bdx_settings_find(struct bdx_settings *s, const char *key, struct bd_json *value)
+/* As bdx_settings_find; *name is then the alternative that was found, up to '|' or the end. */
+static enum bd_json_kind find_named(struct bdx_settings *s, const char *key, struct bd_json *value,
+				    const char **name)
 {
 	enum bd_json_kind found = BD_JSON_BAD;
 
@@ -123,6 +138,7 @@ enum bd_json_kind bdx_settings_find(struct bdx_settings *s, const char *key, str
 		if (kind != BD_JSON_BAD && kind != BD_JSON_NULL) {
 			if (value)
 				*value = j;
+			*name = key;
 			return kind;
 		}
 		if (kind == BD_JSON_NULL)
@@ -130,6 +146,13 @@ enum bd_json_kind bdx_settings_find(struct bdx_settings *s, const char *key, str
 		key = key[n] ? key + n + 1 : NULL;
 	}
 	return found;
+}
+
+enum bd_json_kind bdx_settings_find(struct bdx_settings *s, const char *key, struct bd_json *value)
+{
+	const char *name;
+
+	return find_named(s, key, value, &name);
 }
 
 static bool is_there(enum bd_json_kind kind)
@@ -140,13 +163,15 @@ static bool is_there(enum bd_json_kind kind)
 bool bdx_settings_number(struct bdx_settings *s, const char *key, double min, double max,
 			 double *value)
 {
+	const char *name;
 	struct bd_json j;
 	double number = 0;
 
-	if (!is_there(bdx_settings_find(s, key, &j)))
+	if (!is_there(find_named(s, key, &j, &name)))
 		return false;
 	if (bd_json_number(&j, &number) == 0 && !(number >= min && number <= max))
-		bd_json_fail(&j, "%s is %g, which is not from %g to %g", key, number, min, max);
+		bd_json_fail(&j, "%.*s is %g, which is not from %g to %g", (int)strcspn(name, "|"), name,
+			     number, min, max);
 	s->failed = j.failed;
 	if (s->failed)
 		return false;
@@ -157,16 +182,17 @@ bool bdx_settings_number(struct bdx_settings *s, const char *key, double min, do
 bool bdx_settings_count(struct bdx_settings *s, const char *key, uint64_t min, uint64_t max,
 			uint64_t *value)
 {
+	const char *name;
 	struct bd_json j;
 	double number = 0;
 
-	if (!is_there(bdx_settings_find(s, key, &j)))
+	if (!is_there(find_named(s, key, &j, &name)))
 		return false;
 	/* Python writes some of them as 4096.0. All bounds are far below 2^53. */
 	if (bd_json_number(&j, &number) == 0 &&
 	    !(number >= (double)min && number <= (double)max && number == floor(number)))
-		bd_json_fail(&j, "%s is %g, which is not a whole number from %" PRIu64 " to %"
-			     PRIu64, key, number, min, max);
+		bd_json_fail(&j, "%.*s is %g, which is not a whole number from %" PRIu64 " to %"
+			     PRIu64, (int)strcspn(name, "|"), name, number, min, max);
 	s->failed = j.failed;
 	if (s->failed)
 		return false;

@@ -40,6 +40,8 @@ bool bdx_settings_text(struct bdx_settings *s, const char *key, char *value, siz
 /* Fail with "FILE: MESSAGE". */
 void bdx_settings_fail(struct bdx_settings *s, int code, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* Fail with "FILE: KEY is missing", or "A, B or C is missing". */
+void bdx_settings_missing(struct bdx_settings *s, const char *key);
 
 /* Is `word` (of `length` bytes) one of the alternatives in `list`, "a|b|c"? */
 bool bdx_is_one_of(const char *word, size_t length, const char *list);
