@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <zlib.h>
 
 #include "manifest.h"
@@ -64,8 +65,9 @@ static int check_metadata(const struct bd_delta *d, uint64_t *size, const char *
 
 	*hash = bd_safetensors_metadata(d->st, "manifest_xxh128");
 	if (!format || strcmp(format, "bdelta") != 0)
-		return bd_error_set(err, -EINVAL, "%s: not a .bdelta file (its metadata has no "
-				    "\"format\": \"bdelta\")", d->file->path);
+		return bd_error_set(err, -EINVAL, "%s: a safetensors file, but not a .bdelta file (its "
+				    "metadata has no \"format\": \"bdelta\"); `bitdelta import` makes one "
+				    "of the directory of a fine-tune", d->file->path);
 	if (!version || strcmp(version, "1") != 0)
 		return bd_error_set(err, -EINVAL, "%s: format version '%.40s', this program reads version "
 				    "1: a newer bitdelta is needed", d->file->path,
@@ -99,8 +101,12 @@ int bd_delta_open_at(struct bd_delta **out, int dirfd, const char *name, const c
 		     struct bd_error *err)
 {
 	struct bd_file *file;
+	struct stat st;
 	int rc = bd_file_open_at(&file, dirfd, name, path, err);
 
+	if (rc == -EINVAL && fstatat(dirfd, name, &st, 0) == 0 && S_ISDIR(st.st_mode))
+		bd_error_set(err, rc, "%s: is a directory and not a .bdelta file; `bitdelta import` makes one "
+			     "of the directory of a fine-tune", path);
 	return rc < 0 ? rc : bd_delta_open_file(out, file, err);
 }
 

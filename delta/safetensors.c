@@ -25,7 +25,21 @@
 #include "names.h"
 #include "utf8.h"
 
-static const char lfs_pointer[] = "version https://git-lfs.github.com/spec/";
+#define START 48 /* bytes of a file that are read first: its length, or what it is instead */
+
+/* Files of other kinds that stand where weights should be. */
+static const struct {
+	const char *start, *what;
+} foreign[] = {
+	{ "version https://git-lfs.github.com/spec/",
+	  "a Git LFS pointer and not the file itself; run `git lfs pull` in its repository" },
+	{ "GGUF", "a GGUF file; what is needed here is the safetensors checkpoint that it was made from" },
+	{ "PK\3\4", "a zip archive, such as pickled weights, and no safetensors; convert them first" },
+	{ "\200\2", "pickled and no safetensors; convert it first" },
+	{ "<!DOCTYPE", "a web page and not the file itself; download it again" },
+	{ "<!doctype", "a web page and not the file itself; download it again" },
+	{ "<html", "a web page and not the file itself; download it again" },
+};
 
 struct parse {
 	struct bd_safetensors *st;
@@ -57,13 +71,17 @@ static int no_memory(struct parse *p)
 static int header_length(const char *data, size_t size, uint64_t file_size, const char *what,
 			 uint64_t *length, struct bd_error *err)
 {
-	if (size >= strlen(lfs_pointer) && memcmp(data, lfs_pointer, strlen(lfs_pointer)) == 0)
-		return bd_error_set(err, -EINVAL, "%s: is a Git LFS pointer and not the file "
-				    "itself; run `git lfs pull` in its repository", what);
-	if (file_size < 8 || size < 8)
+	bool whole = file_size >= 8 && size >= 8;
+
+	*length = whole ? read_le64(data) : 0;
+	if (!whole || *length > file_size - 8)
+		for (size_t i = 0; i < sizeof(foreign) / sizeof(*foreign); i++)
+			if (size >= strlen(foreign[i].start) &&
+			    memcmp(data, foreign[i].start, strlen(foreign[i].start)) == 0)
+				return bd_error_set(err, -EINVAL, "%s: is %s", what, foreign[i].what);
+	if (!whole)
 		return bd_error_set(err, -EINVAL, "%s: at byte 0: %" PRIu64 " bytes are too few "
 				    "for a safetensors file", what, file_size);
-	*length = read_le64(data);
 	if (*length == 0)
 		return bd_error_set(err, -EINVAL, "%s: at byte 0: the header is empty", what);
 	if (*length > BD_MAX_HEADER)
@@ -470,7 +488,7 @@ int bd_safetensors_parse(struct bd_safetensors **st, const char *data, size_t si
 
 int bd_safetensors_read(struct bd_safetensors **st, struct bd_file *file, struct bd_error *err)
 {
-	char start[sizeof(lfs_pointer)];
+	char start[START];
 	size_t start_size = file->size < sizeof(start) ? (size_t)file->size : sizeof(start);
 	uint64_t length = 0;
 	char *header;

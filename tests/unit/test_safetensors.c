@@ -682,6 +682,15 @@ static void reads_files(void **state)
 					   "oid sha256:0\n")), -EINVAL);
 	assert_non_null(strstr(err.text, "git lfs pull"));
 	assert_int_equal(read_path(td_text(dir, "html", "<!DOCTYPE html><html></html>")), -EINVAL);
+	assert_non_null(strstr(err.text, "web page"));
+	assert_int_equal(read_path(td_text(dir, "html", "<html>")), -EINVAL);
+	assert_non_null(strstr(err.text, "web page"));
+	assert_int_equal(read_path(td_write(dir, "gguf", "GGUF\3\0\0\0\0\0\0\0", 12)), -EINVAL);
+	assert_non_null(strstr(err.text, "GGUF file"));
+	assert_int_equal(read_path(td_write(dir, "zip", "PK\3\4\0\0\x08\x08", 8)), -EINVAL);
+	assert_non_null(strstr(err.text, "pickled weights"));
+	assert_int_equal(read_path(td_write(dir, "pickle", "\200\2}q\0(X\4", 8)), -EINVAL);
+	assert_non_null(strstr(err.text, "is pickled"));
 	/* A size that is nothing but a claim. */
 	path = td_write(dir, "sparse", "\xff\xff\xff\xff\0\0\0\0", 8);
 	if (truncate(path, (off_t)1 << 43) == 0)
