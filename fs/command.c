@@ -3,19 +3,20 @@
 #include "command.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "delta.h"
 #include "options.h"
 #include "ops.h"
 #include "remount.h"
-
-enum { STATUS_USAGE = 1, STATUS_SYSTEM = 2, STATUS_MOUNT = 32 };
+#include "utf8.h"
 
 static void print_help(const char *program)
 {
-	printf("usage: %s BASE MOUNTPOINT -o deltas=PATH[:PATH...][,option...]\n"
+	printf("Usage: %s BASE MOUNTPOINT -o deltas=PATH[:PATH...][,option...]\n"
 	       "\n"
 	       "Show the fine-tunes of a base model, kept as .bdelta files, as read-only directories.\n"
 	       "BASE is the directory of the base checkpoint, also an entry of a Hugging Face cache;\n"
@@ -41,9 +42,10 @@ static void print_help(const char *program)
 	       "  -o auto_unmount      unmount also when the daemon is killed\n"
 	       "  -o remount           look for new deltas in a mount that is there\n"
 	       "  -s -n -r -w -t -N    as mount(8) gives them to its helpers\n"
-	       "  --help, --version\n"
+	       "  -h, --help           this text\n"
+	       "  -V, --version        versions of this program and of libfuse\n"
 	       "\n"
-	       "Unmount with: umount MOUNTPOINT, as a user: fusermount3 -u MOUNTPOINT\n",
+	       "Unmount with: bitdelta umount MOUNTPOINT (or umount; as a user, fusermount3 -u)\n",
 	       program, BDFS_READAHEAD);
 }
 
@@ -57,9 +59,9 @@ static int status_of(int code, bool parsed)
 	case -EMFILE:
 	case -ENFILE:
 	case -EAGAIN:
-		return STATUS_SYSTEM;
+		return BDFS_STATUS_SYSTEM;
 	default:
-		return parsed ? STATUS_MOUNT : STATUS_USAGE;
+		return parsed ? BDFS_STATUS_MOUNT : BDFS_STATUS_USAGE;
 	}
 }
 
@@ -68,13 +70,31 @@ struct listener {
 	bool verbose; /* also what is only good to know */
 };
 
+/* A line on stderr, fit for a terminal. */
+static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void say(const char *format, ...)
+{
+	char *line;
+	va_list args;
+	int n;
+
+	va_start(args, format);
+	n = vasprintf(&line, format, args);
+	va_end(args);
+	if (n < 0)
+		return;
+	bd_utf8_make_plain(line);
+	fprintf(stderr, "%s\n", line);
+	free(line);
+}
+
 static void print_message(void *context, int priority, const char *text)
 {
 	const struct listener *listener = context;
 	const char *kind = priority == LOG_WARNING ? "warning: " : "";
 
 	if (priority <= LOG_NOTICE || listener->verbose)
-		fprintf(stderr, "%s: %s%s\n", listener->program, kind, text);
+		say("%s: %s%s", listener->program, kind, text);
 }
 
 int bdfs_command_main(const char *program, int argc, char *const *argv)
@@ -97,16 +117,16 @@ int bdfs_command_main(const char *program, int argc, char *const *argv)
 		o = &command.options;
 		listener.verbose = command.verbose || o->debug;
 		if (command.verbose && o->foreground)
-			fprintf(stderr, "%s: mounting %s on %s\n", program, o->source, o->mountpoint);
+			say("%s: mounting %s on %s", program, o->source, o->mountpoint);
 		r = o->remount ? bdfs_remount(&command, argc, argv, &err) : bdfs_mount(o, sink, &err);
 		if (r == 0 && command.verbose && !o->foreground)
-			fprintf(stderr, "%s: %s %s mounted on %s\n", program, o->source,
-				o->fake ? "could be" : o->remount ? "is still" : "is", o->mountpoint);
+			say("%s: %s %s mounted on %s", program, o->source,
+			    o->fake ? "could be" : o->remount ? "is still" : "is", o->mountpoint);
 	}
-	if (r < 0)
-		fprintf(stderr, "%s: %s\n", program, err.text);
-	if (r < 0 && !parsed)
-		fprintf(stderr, "Try \"%s --help\".\n", program);
+	if (r < 0 && parsed)
+		say("%s: %s", program, err.text);
+	else if (r < 0)
+		say("%s: %s (see %s --help)", program, err.text, program);
 	bdfs_options_clear(&command);
 	return status_of(r, parsed);
 }

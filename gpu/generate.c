@@ -29,6 +29,13 @@ struct writer {
 	void *uniform;
 };
 
+bool bdx_generate_is_delta(const char *model)
+{
+	size_t length = strlen(model);
+
+	return length >= 7 && strcmp(model + length - 7, ".bdelta") == 0;
+}
+
 void bdx_generate_defaults(struct bdx_generate_options *options)
 {
 	*options = (struct bdx_generate_options){
@@ -39,11 +46,10 @@ void bdx_generate_defaults(struct bdx_generate_options *options)
 static int open_source(struct writer *w, struct bd_error *err)
 {
 	const struct bdx_generate_options *o = w->options;
-	size_t length = strlen(o->model);
 	struct bd_delta *delta;
 	int rc;
 
-	if (length < 7 || strcmp(o->model + length - 7, ".bdelta") != 0)
+	if (!bdx_generate_is_delta(o->model))
 		return bdx_source_open(&w->source, o->model, err);
 	if (!o->base)
 		return bd_error_set(err, -EINVAL, "%s: a delta needs its base", o->model);

@@ -21,6 +21,10 @@ struct bdx_generate_options {
 	void (*write)(void *context, const char *text, size_t size);
 	void *write_context;
 };
+
+/* True for what is a delta by its name, which needs a base. */
+bool bdx_generate_is_delta(const char *model);
+
 void bdx_generate_defaults(struct bdx_generate_options *options);
 /* Errors: as bdx_evaluate. */
 int bdx_generate(const struct bdx_generate_options *options, struct bd_error *err);

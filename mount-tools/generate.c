@@ -46,7 +46,7 @@ static void print(void *context, const char *text, size_t size)
 	fflush(stdout);
 }
 
-static int settle(const struct command *command, struct arguments *a, int argc)
+static int settle(const struct command *command, struct arguments *a, int argc, char **argv)
 {
 	struct bdx_generate_options *o = &a->options;
 	int status = engine_device(command, a->device, &o->device);
@@ -61,6 +61,8 @@ static int settle(const struct command *command, struct arguments *a, int argc)
 		status = command_whole(command, "--seed", a->seed, 0, UINT64_MAX, &o->seed);
 	if (status == EXIT_OK && argc - optind != 1)
 		status = command_usage(command, "one model is needed, %d given", argc - optind);
+	if (status == EXIT_OK && !o->base && bdx_generate_is_delta(argv[optind]))
+		status = command_usage(command, "%s is a delta: --base BASE is missing", argv[optind]);
 	return status;
 }
 
@@ -85,7 +87,7 @@ static int run(const struct command *command, int argc, char **argv)
 	bdx_generate_defaults(&a.options);
 	if (!command_parse(command, argc, argv, options, &status))
 		return status;
-	status = settle(command, &a, argc);
+	status = settle(command, &a, argc, argv);
 	if (status != EXIT_OK)
 		return status;
 	a.options.model = argv[optind];

@@ -17,7 +17,15 @@ static const char umount_help[] =
 static int run_mount(const struct command *command, int argc, char **argv)
 {
 	(void)command; /* it explains itself: bdfs_command_main knows --help */
-	return bdfs_command_main("bitdelta mount", argc - 1, argv + 1);
+	/* mount(8) has statuses of its own; all commands of this program have the same. */
+	switch (bdfs_command_main("bitdelta mount", argc - 1, argv + 1)) {
+	case 0:
+		return EXIT_OK;
+	case BDFS_STATUS_USAGE:
+		return EXIT_USAGE;
+	default:
+		return EXIT_FAILED;
+	}
 }
 
 static int run_umount(const struct command *command, int argc, char **argv)

@@ -14,7 +14,7 @@ fail() { echo "setup: $*" >&2; exit 1; }
 level=${1:-}
 case $level in
 build | deb | demo | test) ;;
-*) fail "usage: tests/setup.sh build | deb | demo | test" ;;
+*) fail "Usage: tests/setup.sh build | deb | demo | test" ;;
 esac
 
 as_root=

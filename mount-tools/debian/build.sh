@@ -7,7 +7,7 @@
 set -eu
 umask 022
 cd "$(dirname "$0")/../.."
-out=${1:?usage: mount-tools/debian/build.sh OUT}
+out=${1:?Usage: mount-tools/debian/build.sh OUT}
 source=$out/source
 
 version=$(sed -nE 's/^#define BD_VERSION "(.*)"/\1/p' delta/delta.h)

@@ -18,7 +18,7 @@ int main(int argc, char **argv)
 	ssize_t tensor, n;
 
 	if (argc != 3 && argc != 4)
-		errx(2, "usage: example BASE X.bdelta [TENSOR]");
+		errx(2, "Usage: example BASE X.bdelta [TENSOR]");
 	if (bitdelta_base_open(&base, argv[1], &e) < 0 || bitdelta_open(&d, base, argv[2], &e) < 0)
 		errx(1, "%s", e.text);
 	for (size_t i = 0; argc == 3 && i < bitdelta_tensor_count(d); i++) {

@@ -130,7 +130,7 @@ int main(int argc, char **argv)
 	if (argc > 3)
 		threads = (unsigned)atoi(argv[3]);
 	if (argc < 3 || threads < 1 || threads > MAX_THREADS) {
-		fprintf(stderr, "usage: bench_view BASE DELTA [THREADS]\n");
+		fprintf(stderr, "Usage: bench_view BASE DELTA [THREADS]\n");
 		return 1;
 	}
 	open_view(PREAD, argv);

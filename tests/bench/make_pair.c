@@ -163,7 +163,7 @@ int main(int argc, char **argv)
 	char config[1024], path[4096];
 
 	if (argc != 5) {
-		fprintf(stderr, "usage: make_pair DIR WIDTH LAYERS TUNES\n");
+		fprintf(stderr, "Usage: make_pair DIR WIDTH LAYERS TUNES\n");
 		return 1;
 	}
 	width = (unsigned)atoi(argv[2]);

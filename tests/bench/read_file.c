@@ -355,7 +355,7 @@ int main(int argc, char **argv)
 	    strcmp(how, "faults") && strcmp(how, "faults-plain") &&
 	    (sscanf(how, "direct:%u:%u", &mib, &threads) != 2 || !mib || !threads) &&
 	    sscanf(how, "range:%" SCNu64 ":%" SCNu64, &from, &wanted) != 2) {
-		fprintf(stderr, "usage: read_file HOW FILE..., HOW being drop, read, mmap, direct:MIB:N, "
+		fprintf(stderr, "Usage: read_file HOW FILE..., HOW being drop, read, mmap, direct:MIB:N, "
 			"together, faults, faults-plain, range:FROM:SIZE or folios\n");
 		return 1;
 	}

@@ -152,7 +152,7 @@ int main(int argc, char **argv)
 	int r;
 
 	if (argc != 5 || (strcmp(argv[3], "copy") && strcmp(argv[3], "zero")) || !config) {
-		fprintf(stderr, "usage: reference_server MOUNTPOINT THREADS copy FILE | zero SIZE\n");
+		fprintf(stderr, "Usage: reference_server MOUNTPOINT THREADS copy FILE | zero SIZE\n");
 		return 1;
 	}
 	threads = (unsigned)strtoul(argv[2], NULL, 10);

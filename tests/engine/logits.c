@@ -94,7 +94,7 @@ int main(int argc, char **argv)
 	int32_t *tokens;
 
 	if (argc != 5) {
-		fprintf(stderr, "usage: logits BACKEND DIR BATCH LENGTH <tokens >logits\n");
+		fprintf(stderr, "Usage: logits BACKEND DIR BATCH LENGTH <tokens >logits\n");
 		return 2;
 	}
 	batch = strtoull(argv[3], NULL, 10);

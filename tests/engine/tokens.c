@@ -71,7 +71,7 @@ int main(int argc, char **argv)
 	int32_t *tokens;
 
 	if (argc != 3)
-		fail("usage: tokens TOKENIZER.JSON encode|special|decode|text");
+		fail("Usage: tokens TOKENIZER.JSON encode|special|decode|text");
 	decode = strcmp(argv[2], "decode") == 0 || strcmp(argv[2], "text") == 0;
 	skip = strcmp(argv[2], "decode") == 0;
 	with_special = strcmp(argv[2], "special") == 0;

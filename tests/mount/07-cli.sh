@@ -113,8 +113,7 @@ refuses "verify -q prints failures" 1 'cut.bdelta' "$BITDELTA" verify -q cut.bde
 
 for option in -h --help; do
 	for command in "" import distill eval generate mount umount info verify export status df doctor; do
-		[ "$command $option" != "mount -h" ] || continue # mount.bitdelta(8) has --help only
-		check "bitdelta $command $option" grep -qi '^usage: bitdelta' \
+		check "bitdelta $command $option" grep -q '^Usage: bitdelta' \
 			<("$BITDELTA" $command $option 2>&1)
 		"$BITDELTA" $command $option >/dev/null 2>&1
 		same "bitdelta $command $option: exit status" 0 $?
@@ -127,6 +126,22 @@ check "bitdelta mount --version" grep -q '^bitdelta mount [0-9]' <("$BITDELTA" m
 check "help in a cluster" grep -q '^Usage: bitdelta verify' <("$BITDELTA" verify -qh)
 refuses "no command" 2 'Usage: bitdelta' "$BITDELTA"
 refuses "unknown command" 2 "no command 'frobnicate'" "$BITDELTA" frobnicate
+check "help of mount names umount" grep -q 'bitdelta umount MOUNTPOINT' <("$BITDELTA" mount --help)
+# The same mistake has the same status, whatever the command.
+refuses "mount: unknown option" 2 'unknown option "--fancy" \(see bitdelta mount --help\)' \
+	"$BITDELTA" mount --fancy x
+refuses "mount: nothing to do" 2 'missing \(see' "$BITDELTA" mount
+mkdir mnt
+refuses "mount: no such base" 1 '/nope: no such directory' "$BITDELTA" mount /nope mnt -o deltas=kjv.bdelta
+for command in distill eval export generate; do
+	refuses "$command: no base given" 2 '--base' "$BITDELTA" $command kjv.bdelta
+done
+refuses "import: no base given" 2 '--base' "$BITDELTA" import "$F"
+for command in generate eval distill export; do
+	refuses "$command: too many arguments" 2 'one' "$BITDELTA" $command a b --base x
+done
+refuses "umount: too many arguments" 2 'one mount point' "$BITDELTA" umount a b
+refuses "mount: too many arguments" 2 'too many' "$BITDELTA" mount a b c -o deltas=x
 for command in import distill eval generate info verify export umount status df doctor; do
 	refuses "$command: unknown option" 2 "^bitdelta $command: unknown option: '--fancy' \(see" \
 		"$BITDELTA" $command --fancy x
@@ -176,6 +191,38 @@ refuses "doctor: arguments" 2 'no arguments' "$BITDELTA" doctor x
 refuses "info goes on with the next file, and fails" 1 '/nope' "$BITDELTA" info /nope kjv.bdelta
 same "info goes on with the next file" kjv.bdelta \
 	"$("$BITDELTA" info /nope kjv.bdelta 2>/dev/null | head -n 1)"
+
+# --- what is no delta, and names that a terminal might obey ---
+
+printf 'GGUF\3\0\0\0\1\0\0\0\0\0\0\0' >model.gguf
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n' >pointer.bdelta
+refuses "info: GGUF" 1 'model.gguf: is a GGUF file; .* safetensors checkpoint' "$BITDELTA" info model.gguf
+refuses "info: a Git LFS pointer" 1 'git lfs pull' "$BITDELTA" info pointer.bdelta
+refuses "info: a checkpoint's file" 1 'not a .bdelta file.*bitdelta import' "$BITDELTA" info "$B/model.safetensors"
+refuses "info: a checkpoint" 1 'base: is a directory and not a .bdelta file.*bitdelta import' "$BITDELTA" info "$B"
+name=$'x\e[31m\xc2\x9b1m\n\xff.bdelta'
+plain='x?[31m?1m??.bdelta'
+cp kjv.bdelta "$name"
+same "info: a name with escapes" "$plain" "$("$BITDELTA" info "$name" | head -n 1)"
+same "verify: a name with escapes" "$plain: ok" "$("$BITDELTA" verify "$name")"
+check "df: a name with escapes" grep -qF " ${plain%.bdelta}" <("$BITDELTA" df "$name")
+same "import: a name with escapes" "$plain" "$("$BITDELTA" import --steps 0 --base "$B" "$F" -o "$name" | head -n 1)"
+check "export: a name with escapes" grep -q '^x?: ' <("$BITDELTA" export "$name" --base "$B" -o $'x\e')
+same "an option with escapes" "bitdelta info: unknown option: '--?' (see bitdelta info --help)" \
+	"$("$BITDELTA" info $'--\e' 2>&1)"
+same "nothing of that reaches the terminal" "" "$({
+	"$BITDELTA" info $'no\e' model.gguf "$name"
+	"$BITDELTA" verify --base $'no\e' "$name"
+	"$BITDELTA" $'no\e'
+	"$BITDELTA" mount -v $'no\e' mnt -o deltas="$name"
+	"$BITDELTA" export "$name" --base "$B" -o $'/no\e/x'
+} 2>&1 | tr -d '[:print:]\n')"
+rm "$name"
+cp -r "$B" other
+printf '\377\377\377' | dd of=other/model.safetensors bs=1 seek=1500000 conv=notrunc 2>/dev/null
+refuses "verify names the delta whose base differs" 1 '^bitdelta verify: kjv.bdelta: .*base tensor' \
+	"$BITDELTA" verify kjv.bdelta --base other
+
 refuses "import fails" 1 '^bitdelta import: .*/nope: no such' "$BITDELTA" import --steps 0 --base /nope "$F" -o n.bdelta
 refuses "export fails" 1 '^bitdelta export: .*/nope: no such' "$BITDELTA" export kjv.bdelta --base /nope -o n
 refuses "export: the target is a dot" 1 'name of a directory' \

@@ -159,7 +159,7 @@ int main(int argc, char **argv)
 	char *arguments[] = { argv[0], NULL, "-o", "fsname=faulty,subtype=faulty_fs", NULL };
 
 	if (argc != 3) {
-		fprintf(stderr, "usage: faulty_fs DIRECTORY MOUNTPOINT\n");
+		fprintf(stderr, "Usage: faulty_fs DIRECTORY MOUNTPOINT\n");
 		return 2;
 	}
 	root = open(argv[1], O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -321,7 +321,7 @@ int main(int argc, char **argv)
 		default: return 2;
 		}
 	if (argc - optind != 2 || readers < 1) {
-		fprintf(stderr, "usage: readers [-n READERS] [-s SECONDS] [-k] MOUNTED TRUTH\n");
+		fprintf(stderr, "Usage: readers [-n READERS] [-s SECONDS] [-k] MOUNTED TRUTH\n");
 		return 2;
 	}
 	mounted_root = argv[optind];

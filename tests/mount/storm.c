@@ -274,7 +274,7 @@ int main(int argc, char **argv)
 	argv += optind;
 	argc -= optind;
 	if (argc < 7 || argc % 2 == 0 || argc > 3 + 2 * TUNES) {
-		fprintf(stderr, "usage: storm [-r ROUNDS] [-n READERS] [-p PID] MOUNTPOINT DIRECTORY NAME "
+		fprintf(stderr, "Usage: storm [-r ROUNDS] [-n READERS] [-p PID] MOUNTPOINT DIRECTORY NAME "
 			"DELTA TRUTH DELTA TRUTH...\n");
 		return 2;
 	}
