@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "output.h"
+#include "permissions.h"
 
 #define CHUNK ((uint64_t)8 << 20)
 
@@ -20,6 +21,8 @@ struct export {
 	struct bd_view *view;
 	const struct bd_watch *watch;
 	char *temporary; /* directory beside the final one */
+	bool replaces;   /* an empty directory, */
+	struct stat old; /* whose permissions the new one gets */
 	int *fds;        /* of the files in it */
 	bool *acquired;
 	size_t *first;   /* number of each file's first chunk, and one past the last */
@@ -103,6 +106,16 @@ static int create_files(struct export *x, struct bd_error *err)
 	return 0;
 }
 
+static void take_permissions(const struct export *x, const char *out)
+{
+	int fd = x->replaces ? open(x->temporary, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+
+	if (fd < 0)
+		return;
+	bd_permissions_take(fd, out, &x->old);
+	close(fd);
+}
+
 static int finish(struct export *x, const char *out, struct bd_error *err)
 {
 	char *parent = strdup(out), *slash;
@@ -113,6 +126,7 @@ static int finish(struct export *x, const char *out, struct bd_error *err)
 			free(parent);
 			return file_error(x, i, "write to the disk", err);
 		}
+	take_permissions(x, out);
 	rc = bd_output_sync_directory(x->temporary, err);
 	if (rc == 0 && rename(x->temporary, out) < 0) /* replaces an empty directory */
 		rc = bd_error_set(err, -errno, "%s: cannot rename the finished directory: %s", out,
@@ -188,7 +202,8 @@ int bd_export(struct bd_view *view, const char *path, const struct bd_watch *wat
 	rc = check_target(out, err);
 	if (rc < 0)
 		goto out;
-	if (mkdir(x.temporary, 0777) < 0) {
+	x.replaces = stat(out, &x.old) == 0;
+	if (mkdir(x.temporary, x.replaces ? 0700 : 0777) < 0) {
 		rc = bd_error_set(err, -errno, "%s: cannot create the directory: %s", x.temporary,
 				  strerror(errno));
 		goto out;

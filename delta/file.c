@@ -336,11 +336,15 @@ bool bd_file_is_gone(struct bd_file *file)
 	return fstat(file->fd, &now) < 0 || now.st_nlink == 0;
 }
 
+bool bd_file_unwritten(const struct stat *then, const struct stat *now)
+{
+	return then->st_dev == now->st_dev && then->st_ino == now->st_ino &&
+	       then->st_size == now->st_size && same_time(then->st_mtim, now->st_mtim);
+}
+
 bool bd_file_same(const struct stat *frozen, const struct stat *now)
 {
-	return frozen->st_dev == now->st_dev && frozen->st_ino == now->st_ino &&
-	       frozen->st_size == now->st_size && same_time(frozen->st_mtim, now->st_mtim) &&
-	       same_time(frozen->st_ctim, now->st_ctim);
+	return bd_file_unwritten(frozen, now) && same_time(frozen->st_ctim, now->st_ctim);
 }
 
 int bd_file_slurp(const char *path, size_t limit, char **data, size_t *size, struct bd_error *err)

@@ -83,7 +83,9 @@ int bd_file_check(struct bd_file *file, struct bd_error *err);
 /* Has the file no name any more (deleted or replaced)? Its contents stay readable. */
 bool bd_file_is_gone(struct bd_file *file);
 
-/* Do two results of stat(2) mean the same file, unchanged: device, inode, size, mtime, ctime? */
+/* Do two results of stat(2) mean the same file, not written to: device, inode, size, mtime? */
+bool bd_file_unwritten(const struct stat *then, const struct stat *now);
+/* The same and ctime. */
 bool bd_file_same(const struct stat *frozen, const struct stat *now);
 
 /* Read a whole small file (at most `limit` bytes, else -EFBIG) and check it. *data is malloced, and

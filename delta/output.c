@@ -5,7 +5,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +14,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "file.h"
+#include "permissions.h"
+
 #define TEMPORARY_SUFFIX ".tmp"
 #define RANDOM_DIGITS 6
+#define ASIDE 99 /* names for what could not take its own */
 #define EARLY_WRITEBACK ((size_t)1 << 20) /* bytes of a write that is worth starting at once */
 
 /* Is NAME one of the temporary files that an interrupted writer of `o` may have left? */
@@ -83,12 +86,18 @@ static int fail_unnamed(struct bd_output *o, const char *what, struct bd_error *
 	return bd_error_set(err, -code, "%s: %s: %s", o->path, what, strerror(code));
 }
 
+/* Nobody else may read what will have somebody's permissions. */
+static mode_t first_mode(const struct bd_output *o)
+{
+	return o->replaces ? 0600 : 0666;
+}
+
 /* A file without a name, where the filesystem has such and /proc is there to name it in the end. */
 static bool open_unnamed(struct bd_output *o)
 {
 	char source[64];
 
-	o->fd = openat(o->directory_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+	o->fd = openat(o->directory_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, first_mode(o));
 	if (o->fd < 0)
 		return false;
 	if (access(descriptor_path(o, source), F_OK) == 0)
@@ -108,7 +117,7 @@ static int open_named(struct bd_output *o, struct bd_error *err)
 		if (rc < 0)
 			return rc;
 		o->fd = openat(o->directory_fd, o->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC,
-			       0666);
+			       first_mode(o));
 		if (o->fd < 0 && errno != EEXIST)
 			break;
 		if (o->fd < 0)
@@ -128,7 +137,6 @@ int bd_output_open(struct bd_output **out, const char *path, struct bd_error *er
 {
 	struct bd_output *o = calloc(1, sizeof(*o));
 	const char *slash = strrchr(path, '/');
-	struct stat st;
 	int rc = 0;
 
 	if (!o)
@@ -148,7 +156,8 @@ int bd_output_open(struct bd_output **out, const char *path, struct bd_error *er
 				  o->directory, strerror(errno));
 		goto out;
 	}
-	if (!*o->name || (fstatat(o->directory_fd, o->name, &st, 0) == 0 && !S_ISREG(st.st_mode))) {
+	o->replaces = fstatat(o->directory_fd, o->name, &o->old, 0) == 0;
+	if (!*o->name || (o->replaces && !S_ISREG(o->old.st_mode))) {
 		rc = bd_error_set(err, -EINVAL, "%s: not a file name, or something that is no regular "
 				  "file has it", path);
 		goto out;
@@ -224,24 +233,217 @@ static int sync_directory(int fd, const char *path, struct bd_error *err)
 			    "cannot be written to the disk: %s", path, strerror(errno));
 }
 
-int bd_output_commit(struct bd_output *o, struct bd_error *err)
+static void take_permissions(struct bd_output *o)
 {
-	int rc = 0;
+	struct stat st;
 
+	/* As they are now; of a file that has been removed, as they were. */
+	if (fstatat(o->directory_fd, o->name, &st, 0) == 0 && S_ISREG(st.st_mode)) {
+		o->old = st;
+		o->replaces = true;
+	}
+	if (o->replaces)
+		bd_permissions_take(o->fd, o->path, &o->old);
+}
+
+/* All that is to be done before the file has its name. */
+static int complete(struct bd_output *o, struct bd_error *err)
+{
+	take_permissions(o);
 	/* A failed fsync is final: the kernel may have dropped the dirty pages, so never retry. */
 	if (fsync(o->fd) < 0)
 		return bd_error_set(err, -errno, "%s: cannot write to the disk: %s", o->path,
 				    strerror(errno));
-	if (!o->temporary)
-		rc = link_temporary(o, err);
-	if (rc < 0)
-		return rc;
-	if (renameat(o->directory_fd, o->temporary, o->directory_fd, o->name) < 0)
-		return bd_error_set(err, -errno, "%s: cannot rename the finished file: %s", o->path,
-				    strerror(errno));
+	return o->temporary ? 0 : link_temporary(o, err);
+}
+
+static int rename_temporary(struct bd_output *o, const char *name)
+{
+	return renameat(o->directory_fd, o->temporary, o->directory_fd, name) < 0 ? -errno : 0;
+}
+
+static int fail_rename(const struct bd_output *o, int code, struct bd_error *err)
+{
+	return bd_error_set(err, code, "%s: cannot rename the finished file: %s", o->path,
+			    strerror(-code));
+}
+
+static int end_commit(struct bd_output *o, struct bd_error *err)
+{
 	free(o->temporary);
 	o->temporary = NULL;
 	return sync_directory(o->directory_fd, o->path, err);
+}
+
+int bd_output_commit(struct bd_output *o, struct bd_error *err)
+{
+	int rc = complete(o, err);
+
+	if (rc < 0)
+		return rc;
+	rc = rename_temporary(o, o->name);
+	return rc < 0 ? fail_rename(o, rc, err) : end_commit(o, err);
+}
+
+/* ---- Only in the place of a certain file ---- */
+
+static int look(int dirfd, const char *name, struct bd_occupant *occupant)
+{
+	occupant->there = fstatat(dirfd, name, &occupant->st, AT_SYMLINK_NOFOLLOW) == 0;
+	return occupant->there || errno == ENOENT ? 0 : -errno;
+}
+
+int bd_output_note(struct bd_occupant *occupant, const char *path, struct bd_error *err)
+{
+	int rc = look(AT_FDCWD, path, occupant);
+
+	return rc < 0 ? bd_error_set(err, rc, "%s: %s", path, strerror(-rc)) : 0;
+}
+
+static bool same_occupant(const struct bd_occupant *a, const struct bd_occupant *b)
+{
+	return a->there == b->there && (!a->there || bd_file_unwritten(&a->st, &b->st));
+}
+
+bool bd_output_still(const struct bd_occupant *was, const char *path)
+{
+	struct bd_occupant now;
+
+	return look(AT_FDCWD, path, &now) == 0 && same_occupant(was, &now);
+}
+
+/* Old kernels and some filesystems know no flags. */
+static bool has_no_flags(int code)
+{
+	return code == -EINVAL || code == -ENOSYS || code == -EOPNOTSUPP;
+}
+
+static int rename_flagged(struct bd_output *o, const char *name, unsigned flags)
+{
+	return renameat2(o->directory_fd, o->temporary, o->directory_fd, name, flags) < 0 ? -errno : 0;
+}
+
+/* Rename to a NAME that nobody has, else -EEXIST. */
+static int rename_to_free(struct bd_output *o, const char *name)
+{
+	struct bd_occupant now;
+	int rc = rename_flagged(o, name, RENAME_NOREPLACE);
+
+	if (!has_no_flags(rc))
+		return rc;
+	rc = look(o->directory_fd, name, &now);
+	if (rc == 0)
+		rc = now.there ? -EEXIST : rename_temporary(o, name);
+	return rc;
+}
+
+/* After an exchange: HELD, which has the temporary name, came meanwhile and gets its own name back; but if
+ * yet another came, that is the one that stays, as if we had never been there. */
+static int give_back(struct bd_output *o, struct bd_occupant held)
+{
+	struct bd_occupant put = { true, { 0 } }, out;
+	int rc = fstat(o->fd, &put.st) < 0 ? -errno : 0;
+
+	while (rc == 0) {
+		rc = rename_flagged(o, o->name, RENAME_EXCHANGE);
+		if (rc == -ENOENT) /* what came was removed, under the name that we have given away */
+			return 0;
+		if (rc == 0)
+			rc = look(o->directory_fd, o->temporary, &out);
+		if (rc == 0 && same_occupant(&out, &put))
+			return 0;
+		put = held;
+		held = out;
+	}
+	return rc;
+}
+
+/* 0: the file has its name. -ECANCELED: WAS has it no more, and we not either. */
+static int take_name(struct bd_output *o, const struct bd_occupant *was, struct bd_error *err)
+{
+	struct bd_occupant now, out;
+	int rc;
+
+	if (!was->there) {
+		rc = rename_to_free(o, o->name);
+		return rc == -EEXIST ? -ECANCELED : rc < 0 ? fail_rename(o, rc, err) : 0;
+	}
+	rc = look(o->directory_fd, o->name, &now);
+	if (rc == 0 && !same_occupant(&now, was))
+		return -ECANCELED;
+	if (rc == 0)
+		rc = rename_flagged(o, o->name, RENAME_EXCHANGE);
+	if (has_no_flags(rc)) {
+		rc = rename_temporary(o, o->name);
+		return rc < 0 ? fail_rename(o, rc, err) : 0;
+	}
+	if (rc < 0)
+		return rc == -ENOENT ? -ECANCELED : fail_rename(o, rc, err);
+	rc = look(o->directory_fd, o->temporary, &out);
+	if (rc == 0 && same_occupant(&out, was)) {
+		unlinkat(o->directory_fd, o->temporary, 0);
+		return 0;
+	}
+	if (rc == 0)
+		rc = give_back(o, out);
+	if (rc == 0)
+		return -ECANCELED;
+	rc = bd_error_set(err, rc, "%s: another file came in its place meanwhile and cannot be put back: "
+			  "%s; it is %s/%s", o->path, strerror(-rc), o->directory, o->temporary);
+	free(o->temporary); /* bd_output_close would remove it */
+	o->temporary = NULL;
+	return rc;
+}
+
+/* The new file, which has the temporary name, gets one that people understand. */
+static int keep_aside(struct bd_output *o, const char *reason, struct bd_error *err)
+{
+	struct stat ours, there;
+	char *name = NULL;
+	int rc = -ENOENT;
+
+	/* Three writers at once may have cost it its name. */
+	if (fstat(o->fd, &ours) == 0 &&
+	    fstatat(o->directory_fd, o->temporary, &there, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    ours.st_dev == there.st_dev && ours.st_ino == there.st_ino)
+		rc = -EEXIST;
+	for (int i = 1; i <= ASIDE && rc == -EEXIST; i++) {
+		free(name);
+		if ((i == 1 ? asprintf(&name, "%s.new", o->name) :
+			      asprintf(&name, "%s.new-%d", o->name, i)) < 0) {
+			name = NULL;
+			rc = -ENOMEM;
+			break;
+		}
+		rc = rename_to_free(o, name);
+	}
+	if (rc == 0) {
+		end_commit(o, NULL);
+		bd_error_set(err, -ECANCELED, "%s: %s; what was to take its place is %.*s%s", o->path,
+			     reason, (int)(strlen(o->path) - strlen(o->name)), o->path, name);
+	} else {
+		bd_error_set(err, -ECANCELED, "%s: %s; what was to take its place could not be kept: %s",
+			     o->path, reason, strerror(-rc));
+	}
+	free(name);
+	return -ECANCELED;
+}
+
+int bd_output_replace(struct bd_output *o, const struct bd_occupant *was, struct bd_error *err)
+{
+	struct bd_occupant now;
+	int rc = complete(o, err);
+
+	if (rc == 0)
+		rc = take_name(o, was, err);
+	if (rc == 0)
+		return end_commit(o, err);
+	if (rc != -ECANCELED)
+		return rc;
+	if (look(o->directory_fd, o->name, &now) == 0 && !now.there)
+		return keep_aside(o, "was removed meanwhile and stays so", err);
+	return keep_aside(o, was->there ? "another file came in its place meanwhile, and stays" :
+			  "a file came there meanwhile, and stays", err);
 }
 
 void bd_output_close(struct bd_output *o)

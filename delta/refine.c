@@ -166,7 +166,7 @@ static int write_all(struct refinement *r, struct bd_error *err)
 }
 
 int bd_refine(const struct bd_delta *delta, const float *scales, const char *path,
-	      const atomic_int *stop, struct bd_error *err)
+	      const struct bd_occupant *was, const atomic_int *stop, struct bd_error *err)
 {
 	struct refinement r = { .delta = delta, .scales = scales, .stop = stop };
 	int rc = bd_store_check_name(path, err);
@@ -184,7 +184,8 @@ int bd_refine(const struct bd_delta *delta, const float *scales, const char *pat
 	if (rc == 0)
 		rc = bd_file_check(delta->file, err);
 	if (rc == 0)
-		rc = bd_output_commit(r.container->output, err);
+		rc = was ? bd_output_replace(r.container->output, was, err) :
+			   bd_output_commit(r.container->output, err);
 	bd_container_close(r.container);
 	free(r.wanted);
 	free(r.refined.scale_kind);

@@ -34,6 +34,7 @@
 struct distill {
 	const struct bdx_distill_options *options;
 	struct bdx_distill_report *report;
+	struct bd_occupant was;          /* what `out` was at the beginning, and must be in the end */
 	struct bdx_source *fine;
 	struct bdx_config *config;
 	struct bd_base *base;
@@ -520,8 +521,8 @@ static int store(struct distill *d, struct bd_error *err)
 	if (rc == 0)
 		rc = bd_base_check(d->base, err);
 	if (rc == 0)
-		rc = bd_refine(d->view->delta, scales, d->options->out, d->options->watch.cancel,
-			       err);
+		rc = bd_refine(d->view->delta, scales, d->options->out, &d->was,
+			       d->options->watch.cancel, err);
 out:
 	ops->free(ops, floats);
 	free(scales);
@@ -615,7 +616,10 @@ int bdx_distill(const struct bdx_distill_options *options, struct bdx_distill_re
 	*report = (struct bdx_distill_report){ 0 };
 	if (rc < 0)
 		return rc;
-	rc = open_inputs(&d, err);
+	/* Before the delta is opened, which mostly is what has the name. */
+	rc = bd_output_note(&d.was, options->out, err);
+	if (rc == 0)
+		rc = open_inputs(&d, err);
 	if (rc == 0 && !has_scales(d.view->delta))
 		rc = decline(&d, "nothing in it is coded by signs");
 	if (rc == 0)

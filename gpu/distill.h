@@ -40,8 +40,8 @@ void bdx_distill_defaults(struct bdx_distill_options *options);
 /* 0 with report->done false where there is no way to distil here that suits (an unknown
  * architecture, no GPU and a model too large for the CPU, nothing to train, no improvement
  * found): the delta is as it was and still good. Negative: bad arguments, inputs that cannot be
- * read, -EINTR; a device that failed or ran out of memory. The file at `out` is then also as it
- * was. */
+ * read, -EINTR; a device that failed or ran out of memory; -ECANCELED: `out` is no longer what it
+ * was at the beginning (bd_output_replace). The file at `out` is then also as it was. */
 int bdx_distill(const struct bdx_distill_options *options, struct bdx_distill_report *report,
 		struct bd_error *err);
 

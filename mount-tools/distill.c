@@ -33,7 +33,8 @@ static const char help[] =
 "\n"
 "The outputs are compared on text that is held out, before and after, and the best scales are kept:\n"
 "nothing becomes worse. Whatever fails leaves X.bdelta as it was. Exit status 1 also where there was\n"
-"nothing to be improved.\n";
+"nothing to be improved, and where another file came in its place meanwhile, which stays: the refined\n"
+"one is then X.bdelta.new.\n";
 
 struct arguments {
 	struct engine_arguments engine;

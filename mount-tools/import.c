@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 
 #include "engine.h"
+#include "output.h"
 
 static const char help[] =
 "Usage: bitdelta import --base BASE FINE [-o OUT.bdelta] [OPTIONS]\n"
@@ -40,7 +41,8 @@ static const char help[] =
 "and small tensors are kept exactly; the other weights become signs and scales, which is lossy.\n"
 "An import that fails or is interrupted leaves the old FILE or nothing. Once FILE is there its scales\n"
 "are refined until its outputs are close to FINE's, on a GPU where there is one, or where that takes\n"
-"minutes; interrupted then, FILE stays, with closed-form scales.\n";
+"minutes; interrupted then, FILE stays, with closed-form scales. What others put in its place meanwhile\n"
+"is left alone. Permissions of a file that is replaced stay.\n";
 
 struct arguments {
 	struct bd_import_options options;
@@ -50,6 +52,7 @@ struct arguments {
 	struct engine_arguments engine;
 	struct bdx_distill_options distill;
 	struct bdx_distill_report report;
+	struct bd_occupant imported; /* the file, before it is distilled */
 	bool json, quiet;
 };
 
@@ -157,7 +160,7 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 }
 
 /* Refine the file that an import has just completed. It stays good whatever happens, so a failure counts
- * only where the user asked for what failed. Returns the exit status; other than EXIT_OK, there is no more
+ * only where the user asked for what failed, or where somebody else took the file away. Returns the exit status; other than EXIT_OK, there is no more
  * to say. */
 static int distill(const struct command *command, struct arguments *a)
 {
@@ -179,6 +182,8 @@ static int distill(const struct command *command, struct arguments *a)
 	}
 	if (rc == 0)
 		return EXIT_OK;
+	if (!bd_output_still(&a->imported, o->out))
+		return command_fail(command, &err);
 	fprintf(stderr, "bitdelta %s: %s; %s is complete, with closed-form scales\n", command->name,
 		err.text, o->out);
 	if (rc == -EINTR)
@@ -248,6 +253,8 @@ static int run(const struct command *command, int argc, char **argv)
 		progress_begin(&progress, &a.options.watch, "importing", a.json, a.quiet);
 		rc = bd_import(&a.options, &err);
 		seconds = progress_end(&progress);
+		if (rc == 0 && a.distill.steps)
+			rc = bd_output_note(&a.imported, a.options.out, &err);
 		if (rc == 0 && a.distill.steps)
 			status = distill(command, &a);
 		if (rc == 0 && status == EXIT_OK)

@@ -7,6 +7,8 @@
  *     INJECT_ALL=1        all later ones fail, too
  *     INJECT_SHORT=1      pwrite: writes half instead of failing
  *     INJECT_TOUCH=FILE   instead of failing, FILE gets a new modification time
+ *     INJECT_FROM=FILE INJECT_TO=FILE   instead of failing, the first is renamed to the second (or, where
+ *                         only the first is given, removed)
  *     INJECT_COUNT=FILE   gets the number of calls at exit
  */
 #define _GNU_SOURCE
@@ -32,7 +34,7 @@ static const char *wanted = "";
 static long at;
 static bool count_all, half;
 static int code;
-static const char *touch, *count_file;
+static const char *touch, *from, *to, *count_file;
 static atomic_long calls;
 static atomic_bool ready;
 
@@ -47,6 +49,8 @@ static void begin(void)
 	count_all = getenv("INJECT_ALL") != NULL;
 	half = getenv("INJECT_SHORT") != NULL;
 	touch = getenv("INJECT_TOUCH");
+	from = getenv("INJECT_FROM");
+	to = getenv("INJECT_TO");
 	count_file = getenv("INJECT_COUNT");
 	atomic_store(&ready, true);
 }
@@ -75,9 +79,11 @@ static int strikes(const char *call)
 	n = atomic_fetch_add(&calls, 1) + 1;
 	if (at == 0 || n < at || (n > at && !count_all))
 		return 0;
-	if (touch) {
-		if (n == at)
+	if (touch || from) {
+		if (n == at && touch)
 			utimensat(AT_FDCWD, touch, NULL, 0);
+		else if (n == at && (to ? rename(from, to) : unlink(from)) < 0)
+			_exit(99);
 		return 0;
 	}
 	errno = code;
@@ -106,14 +112,14 @@ int fsync(int fd)
 	return strikes("fsync") ? -1 : REAL(fsync)(fd);
 }
 
-int linkat(int from, const char *a, int to, const char *b, int flags)
+int linkat(int a_dir, const char *a, int b_dir, const char *b, int flags)
 {
-	return strikes("linkat") ? -1 : REAL(linkat)(from, a, to, b, flags);
+	return strikes("linkat") ? -1 : REAL(linkat)(a_dir, a, b_dir, b, flags);
 }
 
-int renameat(int from, const char *a, int to, const char *b)
+int renameat(int a_dir, const char *a, int b_dir, const char *b)
 {
-	return strikes("renameat") ? -1 : REAL(renameat)(from, a, to, b);
+	return strikes("renameat") ? -1 : REAL(renameat)(a_dir, a, b_dir, b);
 }
 
 int openat64(int dir, const char *path, int flags, ...)

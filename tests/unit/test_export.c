@@ -110,6 +110,15 @@ static void exports(void **state)
 		assert_int_equal(bd_export(v, td_path(dir, "there//"), &nobody, &err), 0);
 		holds(td_path(dir, "there"), &m);
 		assert_int_equal(entries(dir), 2);
+		/* Whose permissions it keeps. */
+		assert_int_equal(chmod(td_mkdir(dir, "closed"), 0700), 0);
+		if (geteuid() == 0)
+			assert_int_equal(chown(td_path(dir, "closed"), 1234, 4321), 0);
+		assert_int_equal(bd_export(v, td_path(dir, "closed"), &nobody, &err), 0);
+		holds(td_path(dir, "closed"), &m);
+		assert_int_equal(stat(td_path(dir, "closed"), &st), 0);
+		assert_int_equal(st.st_mode & 07777, 0700);
+		assert_int_equal(st.st_uid, geteuid() == 0 ? 1234 : geteuid());
 		/* Nobody holds on to the files that were inflated. */
 		for (size_t i = 0; i < v->file_count; i++)
 			assert_true(v->files[i].users == 0 && v->files[i].data == NULL);

@@ -101,7 +101,7 @@ static float *other_scales(const struct bd_delta *d)
 
 static void refined(const struct bd_delta *d, const float *scales, const char *path)
 {
-	if (bd_refine(d, scales, path, NULL, &err))
+	if (bd_refine(d, scales, path, NULL, NULL, &err))
 		fail_msg("%s", err.text);
 }
 
@@ -359,7 +359,7 @@ static void refused(const char *from, const float *scales, const char *path, int
 	if (stat(path, &st) == 0 && S_ISREG(st.st_mode))
 		before = td_read(path, &size);
 	memset(&err, 0, sizeof(err));
-	rc = bd_refine(d, scales, path, NULL, &err);
+	rc = bd_refine(d, scales, path, NULL, NULL, &err);
 	if (rc != code || err.code != code || !strstr(err.text, text))
 		fail_msg("%d, expected %d and \"%s\": %s", rc, code, text, err.text);
 	assert_int_equal(entries(dir), names);
@@ -470,7 +470,7 @@ static void damaged(void **state)
 	d = opened(m.delta_path);
 	flip(m.delta_path, d->scales->offset);
 	assert_int_equal(utimensat(AT_FDCWD, m.delta_path, (struct timespec[2]){ { 0 } }, 0), 0);
-	assert_int_equal(bd_refine(d, scales, out, NULL, &err), -EIO);
+	assert_int_equal(bd_refine(d, scales, out, NULL, NULL, &err), -EIO);
 	assert_int_equal(access(out, F_OK), -1);
 	bd_delta_close(d);
 }
@@ -495,7 +495,7 @@ static void full(void **state)
 
 		small.rlim_cur = limit;
 		assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-		rc = bd_refine(d, scales, m.delta_path, NULL, &err);
+		rc = bd_refine(d, scales, m.delta_path, NULL, NULL, &err);
 		assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
 		assert_int_equal(rc, -EFBIG);
 		assert_non_null(strstr(err.text, "fine.bdelta: cannot write"));
