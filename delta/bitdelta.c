@@ -82,8 +82,11 @@ static int add_tensors(struct bitdelta *d, size_t file)
 
 	for (size_t i = 0; f->st && i < f->st->count; i++) {
 		const struct bd_entry *e = &f->entries[i];
-		int rc = bd_name_table_add(d->names, e->tensor->name, (uint32_t)d->tensor_count);
+		int rc;
 
+		if (e->copy) /* no loader takes it: only its file has it */
+			continue;
+		rc = bd_name_table_add(d->names, e->tensor->name, (uint32_t)d->tensor_count);
 		if (rc < 0)
 			return rc;
 		d->tensors[d->tensor_count++] = (struct bitdelta_tensor){

@@ -50,7 +50,7 @@ struct bitdelta_error {
 };
 
 struct bitdelta_file {
-	const char *name; /* one path component, UTF-8 */
+	const char *name; /* UTF-8; a path below the directory: "config.json", "1_Pooling/config.json" */
 	uint64_t size;    /* in bytes */
 	int safetensors;  /* 1: a file of tensors; 0: any other, such as config.json */
 };
@@ -100,7 +100,8 @@ const struct bitdelta_file *bitdelta_file_at(const struct bitdelta *delta, size_
 /* The number of the file NAME, or -ENOENT. */
 ssize_t bitdelta_find_file(const struct bitdelta *delta, const char *name);
 
-/* The tensors of all files, by file and then by offset, numbered from 0. Borrowed from the delta;
+/* The tensors of all files, by file and then by offset, numbered from 0; of several with one name, the one that
+ * loaders use. Borrowed from the delta;
  * NULL where there is no such number. */
 size_t bitdelta_tensor_count(const struct bitdelta *delta);
 const struct bitdelta_tensor *bitdelta_tensor_at(const struct bitdelta *delta, size_t index);

@@ -13,6 +13,7 @@
 #include "hub.h"
 #include "json.h"
 #include "names.h"
+#include "paths.h"
 #include "utf8.h"
 
 #define SINGLE "model.safetensors"
@@ -44,14 +45,6 @@ struct load {
 	struct index index;
 	struct bd_error *err;
 };
-
-bool bd_name_is_component(const char *name, size_t length)
-{
-	if (length == 0 || length > NAME_MAX || memchr(name, '/', length) ||
-	    !bd_utf8_is_plain(name, length))
-		return false;
-	return !(name[0] == '.' && (length == 1 || (length == 2 && name[1] == '.')));
-}
 
 static int no_memory(const struct load *l)
 {

@@ -48,8 +48,4 @@ void bd_checkpoint_close(struct bd_checkpoint *c); /* NULL allowed */
 const struct bd_tensor *bd_checkpoint_find(const struct bd_checkpoint *c, const char *name,
 					   const struct bd_shard **shard);
 
-/* True where NAME can be one file in a directory that we show: one component, valid UTF-8, 1 to
- * 255 bytes, not "." or "..", no '/', NUL or control characters. */
-bool bd_name_is_component(const char *name, size_t length);
-
 #endif

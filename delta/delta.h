@@ -16,6 +16,8 @@ const char *bd_encoding_name(enum bd_encoding encoding);
 
 struct bd_entry {                        /* one tensor of the fine-tune */
 	const struct bd_tensor *tensor;  /* in its file's header: offset is in the virtual file */
+	unsigned copy;                   /* of a tensor of that name in another file, which is the one that
+					  * loaders use: the number of this file, from 1; else 0 */
 	enum bd_encoding encoding;
 	enum bd_encoding head;           /* of BD_ROWS: BD_SAME or BD_SIGN; else == encoding */
 	uint64_t shared;                 /* of BD_ROWS: slices of the first dimension in the head */
@@ -40,11 +42,12 @@ struct bd_entry {                        /* one tensor of the fine-tune */
 const char *bd_entry_base(const struct bd_entry *e);
 
 struct bd_delta_file {                   /* one file of the fine-tune's directory */
-	char *name;
+	char *name;                      /* a path below the directory (paths.h) */
 	uint64_t size;
 	struct bd_safetensors *st;       /* parsed header, NULL for other files */
 	struct bd_entry *entries;        /* of a safetensors file: st->count, by offset */
-	const struct bd_tensor *stored;  /* of another file: its zlib stream in the container */
+	const struct bd_tensor *stored;  /* of another file, in the container: its zlib stream ... */
+	bool plain;                      /* ... or the bytes themselves */
 	char xxh128[BD_HASH];            /* of another file */
 };
 
@@ -81,7 +84,7 @@ void bd_delta_close(struct bd_delta *delta); /* NULL allowed */
 int bd_delta_check_base(const struct bd_delta *delta, const struct bd_base *base,
 			struct bd_error *err);
 
-/* Inflate a file that is not safetensors, and check its hash. *data is malloced (size as in the
+/* Inflate a file that is kept as a zlib stream, and check its hash. *data is malloced (size as in the
  * file's record; at least one byte). */
 int bd_delta_inflate(const struct bd_delta *delta, const struct bd_delta_file *file, char **data,
 		     struct bd_error *err);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "output.h"
+#include "paths.h"
 #include "permissions.h"
 
 #define CHUNK ((uint64_t)8 << 20)
@@ -21,6 +22,8 @@ struct export {
 	struct bd_view *view;
 	const struct bd_watch *watch;
 	char *temporary; /* directory beside the final one */
+	char **directories; /* those in it, parents first */
+	size_t directory_count;
 	bool replaces;   /* an empty directory, */
 	struct stat old; /* whose permissions the new one gets */
 	int *fds;        /* of the files in it */
@@ -83,6 +86,52 @@ static void tick(void *context)
 		x->watch->progress(x->watch->context, atomic_load(&x->done), x->total);
 }
 
+/* The directories that the files need. */
+static int list_directories(struct export *x, struct bd_error *err)
+{
+	const struct bd_view *v = x->view;
+	const char *before = "";
+
+	for (size_t i = 0; i < v->file_count; before = v->files[i++].name)
+		for (size_t n = 0; (n = bd_path_next_directory(v->files[i].name, before, n)); ) {
+			char **grown = reallocarray(x->directories, x->directory_count + 1, sizeof(*grown));
+
+			if (grown) {
+				x->directories = grown;
+				grown[x->directory_count] = strndup(v->files[i].name, n);
+			}
+			if (!grown || !grown[x->directory_count])
+				return bd_error_set(err, -ENOMEM, "%s: out of memory", v->name);
+			x->directory_count++;
+		}
+	return 0;
+}
+
+/* The path of something in the temporary directory; NULL: out of memory. */
+static char *inside(const struct export *x, const char *name)
+{
+	char *path;
+
+	return asprintf(&path, "%s/%s", x->temporary, name) < 0 ? NULL : path;
+}
+
+static int create_directories(struct export *x, struct bd_error *err)
+{
+	int rc = list_directories(x, err);
+
+	for (size_t i = 0; rc == 0 && i < x->directory_count; i++) {
+		char *path = inside(x, x->directories[i]);
+
+		if (!path)
+			rc = bd_error_set(err, -ENOMEM, "%s: out of memory", x->view->name);
+		else if (mkdir(path, 0777) < 0)
+			rc = bd_error_set(err, -errno, "%s: cannot create the directory: %s", path,
+					  strerror(errno));
+		free(path);
+	}
+	return rc;
+}
+
 static int create_files(struct export *x, struct bd_error *err)
 {
 	struct bd_view *v = x->view;
@@ -94,7 +143,8 @@ static int create_files(struct export *x, struct bd_error *err)
 		if (rc < 0)
 			return rc;
 		x->acquired[i] = true;
-		if (asprintf(&path, "%s/%s", x->temporary, v->files[i].name) < 0)
+		path = inside(x, v->files[i].name);
+		if (!path)
 			return bd_error_set(err, -ENOMEM, "%s: out of memory", v->name);
 		x->fds[i] = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
 		free(path);
@@ -119,7 +169,7 @@ static void take_permissions(const struct export *x, const char *out)
 static int finish(struct export *x, const char *out, struct bd_error *err)
 {
 	char *parent = strdup(out), *slash;
-	int rc;
+	int rc = 0;
 
 	for (size_t i = 0; i < x->view->file_count; i++)
 		if (fsync(x->fds[i]) < 0) {
@@ -127,7 +177,15 @@ static int finish(struct export *x, const char *out, struct bd_error *err)
 			return file_error(x, i, "write to the disk", err);
 		}
 	take_permissions(x, out);
-	rc = bd_output_sync_directory(x->temporary, err);
+	for (size_t i = x->directory_count; rc == 0 && i-- > 0; ) {
+		char *path = inside(x, x->directories[i]);
+
+		rc = path ? bd_output_sync_directory(path, err)
+			  : bd_error_set(err, -ENOMEM, "%s: out of memory", x->view->name);
+		free(path);
+	}
+	if (rc == 0)
+		rc = bd_output_sync_directory(x->temporary, err);
 	if (rc == 0 && rename(x->temporary, out) < 0) /* replaces an empty directory */
 		rc = bd_error_set(err, -errno, "%s: cannot rename the finished directory: %s", out,
 				  strerror(errno));
@@ -144,11 +202,17 @@ static int finish(struct export *x, const char *out, struct bd_error *err)
 static void remove_temporary(const struct export *x)
 {
 	for (size_t i = 0; i < x->view->file_count; i++) {
-		char *path;
+		char *path = inside(x, x->view->files[i].name);
 
-		if (asprintf(&path, "%s/%s", x->temporary, x->view->files[i].name) < 0)
-			continue;
-		unlink(path);
+		if (path)
+			unlink(path);
+		free(path);
+	}
+	for (size_t i = x->directory_count; i-- > 0; ) {
+		char *path = inside(x, x->directories[i]);
+
+		if (path)
+			rmdir(path);
 		free(path);
 	}
 	rmdir(x->temporary);
@@ -209,7 +273,9 @@ int bd_export(struct bd_view *view, const char *path, const struct bd_watch *wat
 		goto out;
 	}
 	created = true;
-	rc = create_files(&x, err);
+	rc = create_directories(&x, err);
+	if (rc == 0)
+		rc = create_files(&x, err);
 	job.count = x.first[view->file_count];
 	if (rc == 0)
 		rc = bd_parallel_run(&job, err);
@@ -224,6 +290,9 @@ out:
 	}
 	if (rc < 0 && created)
 		remove_temporary(&x);
+	for (size_t i = 0; i < x.directory_count; i++)
+		free(x.directories[i]);
+	free(x.directories);
 	free(x.temporary);
 	free(x.acquired);
 	free(x.first);

@@ -13,8 +13,8 @@
 #include <sys/stat.h>
 
 #include "buffer.h"
-#include "checkpoint.h"
 #include "file.h"
+#include "paths.h"
 
 static const char entry_prefix[] = "models--";
 

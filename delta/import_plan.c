@@ -206,7 +206,7 @@ static int plan_files(struct bd_plan *plan, struct bd_error *err)
 {
 	struct bd_checkpoint *fine = plan->fine;
 	struct bd_delta *d = plan->delta;
-	const char *twin;
+	const char *one, *other;
 	int rc;
 
 	d->files = calloc(fine->shard_count + fine->sidecar_count, sizeof(*d->files));
@@ -234,11 +234,12 @@ static int plan_files(struct bd_plan *plan, struct bd_error *err)
 			f->entries[t].tensor = &f->st->tensors[t];
 	}
 	qsort(d->files, d->file_count, sizeof(*d->files), by_file_name);
-	rc = bd_manifest_find_twin(d, &twin);
+	rc = bd_manifest_find_twins(d, &one, &other);
 	if (rc < 0)
 		return out_of_memory(plan, err);
-	return !twin ? 0 : bd_error_set(err, -EINVAL, "%s: the name '%s' occurs twice but for upper and "
-					"lower case; rename or remove one", plan->options->fine, twin);
+	return !one ? 0 : bd_error_set(err, -EINVAL, "%s: files '%s' and '%s' cannot lie in one directory (upper "
+				       "and lower case are not told apart everywhere); rename one, or leave it "
+				       "out with --omit", plan->options->fine, one, other);
 }
 
 static struct bd_file *shard_file(const struct bd_plan *plan, const char *name)

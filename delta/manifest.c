@@ -10,6 +10,7 @@
 
 #include "json.h"
 #include "names.h"
+#include "paths.h"
 #include "sign.h"
 #include "utf8.h"
 
@@ -27,6 +28,14 @@ static const char *const encodings[BD_ENCODINGS] = {
 const char *bd_encoding_name(enum bd_encoding encoding)
 {
 	return encodings[encoding];
+}
+
+const char *bd_manifest_kind(const struct bd_entry *e, const char *kind, char text[BD_COPY_KIND])
+{
+	if (!e->copy)
+		return kind;
+	snprintf(text, BD_COPY_KIND, "%s.%u", kind, e->copy);
+	return text;
 }
 
 uint64_t bd_manifest_plane_bytes(unsigned planes, uint64_t count)
@@ -48,17 +57,18 @@ bool bd_manifest_file_size_is_possible(uint64_t packed, uint64_t plain)
 
 /* What a file may ask of its readers, by name in `features`. One that uses none claims none, so that older
  * readers take it. */
-enum feature { BASE_NAMES, FEATURES };
+enum feature { BASE_NAMES, COPIES, PATHS, PLAIN_FILES, FEATURES };
 
 static const char *const features[FEATURES] = {
-	[BASE_NAMES] = "base-names",
+	[BASE_NAMES] = "base-names", [COPIES] = "copies", [PATHS] = "paths",
+	[PLAIN_FILES] = "plain-files",
 };
 
 /* A record of the manifest before it is bound to its header. */
 struct record {
 	struct bd_entry entry;
 	char *name;
-	bool has_base, has_base_dtype, has_base_shape, has_encoding, has_head, has_sample;
+	bool is_copy, has_base, has_base_dtype, has_base_shape, has_encoding, has_head, has_sample;
 };
 
 struct reader {
@@ -68,7 +78,7 @@ struct reader {
 	struct record *records; /* of the file being read */
 	size_t count, capacity;
 	bool *used;             /* per container tensor */
-	struct bd_name_table *names; /* of all tensors of all files so far */
+	struct bd_name_table *names; /* of all tensors of all files so far, but for copies */
 	uint64_t scales;        /* consumed so far */
 	bool claimed[FEATURES], found[FEATURES]; /* features that the file names, and that it uses */
 };
@@ -167,6 +177,8 @@ static int read_record(struct reader *reader, struct record *r)
 			r->has_head = true;
 		} else if (strcmp(key, "shared") == 0) {
 			rc = bd_json_u64(j, &e->shared);
+		} else if (strcmp(key, "copy") == 0) {
+			rc = bd_json_bool(j, &r->is_copy);
 		} else if (strcmp(key, "planes") == 0) {
 			rc = bd_json_u64(j, &planes);
 			if (rc == 0 && (planes < 1 || planes > BD_MAX_PLANES))
@@ -227,7 +239,7 @@ static int take_stored(struct reader *r, const char *kind, const char *name,
 		       const struct bd_tensor **stored)
 {
 	const struct bd_safetensors *st = r->delta->st;
-	char full[BD_MAX_NAME + 8];
+	char full[BD_MAX_NAME + 32];
 
 	snprintf(full, sizeof(full), "%s%s%s", kind, *name ? "/" : "", name);
 	*stored = bd_safetensors_find(st, full);
@@ -239,15 +251,29 @@ static int take_stored(struct reader *r, const char *kind, const char *name,
 	return 0;
 }
 
-static int take_bytes(struct reader *r, const char *kind, const char *name, uint64_t size,
+static int check_bytes(struct reader *r, const struct bd_tensor *stored, uint64_t size)
+{
+	if (stored->dtype == BD_U8 && stored->dims == 1 && stored->size == size)
+		return 0;
+	return bd_json_fail(&r->json, "'%s' has the wrong dtype or size", stored->name);
+}
+
+/* Bytes of whatever size. */
+static int take_bytes(struct reader *r, const char *kind, const char *name,
 		      const struct bd_tensor **stored)
 {
 	int rc = take_stored(r, kind, name, stored);
 
-	if (rc == 0 && ((*stored)->dtype != BD_U8 || (*stored)->dims != 1 ||
-			(size != UINT64_MAX && (*stored)->size != size)))
-		rc = bd_json_fail(&r->json, "'%s' has the wrong dtype or size", (*stored)->name);
-	return rc;
+	return rc < 0 ? rc : check_bytes(r, *stored, (*stored)->size);
+}
+
+/* The container's tensor KIND/NAME of an entry; KIND.N/NAME of a copy in the file with number N. */
+static int take_part(struct reader *r, const char *kind, const struct bd_entry *e,
+		     const struct bd_tensor **stored)
+{
+	char text[BD_COPY_KIND];
+
+	return take_stored(r, bd_manifest_kind(e, kind, text), e->tensor->name, stored);
 }
 
 /* Bind raw/NAME: the tensor's shape, or its slices from `from` on. */
@@ -255,7 +281,7 @@ static int bind_raw(struct reader *r, struct bd_entry *e, uint64_t from)
 {
 	struct bd_tensor wanted = *e->tensor;
 	uint64_t shape[BD_MAX_DIMS];
-	int rc = take_stored(r, "raw", e->tensor->name, &e->raw);
+	int rc = take_part(r, "raw", e, &e->raw);
 
 	if (rc < 0)
 		return rc;
@@ -287,9 +313,8 @@ static int bind_sign(struct reader *r, struct bd_entry *e, uint64_t count)
 	r->scales += e->planes * (e->rows + e->cols);
 	if (!r->delta->scales || r->scales > r->delta->scales->count)
 		return bd_json_fail(&r->json, "tensor '%s': 'scales' is too short", e->tensor->name);
-	rc = take_bytes(r, "sign", e->tensor->name, bd_manifest_plane_bytes(e->planes, count),
-			&e->sign);
-	return rc;
+	rc = take_part(r, "sign", e, &e->sign);
+	return rc < 0 ? rc : check_bytes(r, e->sign, bd_manifest_plane_bytes(e->planes, count));
 }
 
 /* Does the base tensor's shape agree with the tensor's in all dimensions from `from` on? */
@@ -336,7 +361,9 @@ static int bind_record(struct reader *r, struct record *rec, const struct bd_ten
 	if (strcmp(rec->name, t->name) != 0)
 		return bd_json_fail(&r->json, "the header names '%s' where the manifest has '%s'",
 				    t->name, rec->name);
-	rc = bd_name_table_add(r->names, t->name, 0);
+	e->copy = rec->is_copy ? (unsigned)r->delta->file_count : 0;
+	r->found[COPIES] |= rec->is_copy;
+	rc = rec->is_copy ? 0 : bd_name_table_add(r->names, t->name, 0);
 	if (rc < 0)
 		return bd_json_fail(&r->json, rc == -EEXIST ? "tensor '%s' is in two files" :
 				    "tensor '%s': out of memory", t->name);
@@ -415,7 +442,7 @@ static int read_file(struct reader *r, struct bd_delta_file *file)
 	struct bd_json *j = &r->json;
 	char key[64], *header = NULL;
 	size_t header_length = 0, name_length = 0;
-	bool has_size = false, has_tensors = false;
+	bool has_size = false, has_tensors = false, plain = false;
 	int rc = bd_json_object(j);
 
 	while (rc == 0 && (rc = bd_json_member(j, key, sizeof(key), NULL)) > 0) {
@@ -426,6 +453,8 @@ static int read_file(struct reader *r, struct bd_delta_file *file)
 			has_size = true;
 		} else if (strcmp(key, "xxh128") == 0) {
 			rc = read_hash(j, file->xxh128);
+		} else if (strcmp(key, "plain") == 0) {
+			rc = bd_json_bool(j, &plain);
 		} else if (strcmp(key, "header") == 0 && !header) {
 			rc = bd_json_string_dup(j, &header, &header_length);
 		} else if (strcmp(key, "tensors") == 0 && !has_tensors) {
@@ -437,14 +466,22 @@ static int read_file(struct reader *r, struct bd_delta_file *file)
 	}
 	if (rc < 0)
 		goto out;
-	if (!file->name || !has_size || !bd_name_is_component(file->name, name_length)) {
+	if (!file->name || !has_size || !bd_path_is_safe(file->name, name_length)) {
 		rc = bd_json_fail(j, "a file without size or with an impossible name");
-	} else if (header && has_tensors) {
+		goto out;
+	}
+	r->found[PATHS] |= strchr(file->name, '/') != NULL;
+	if (header && has_tensors) {
 		rc = bind_file(r, file, header, header_length);
 	} else if (header || has_tensors || !*file->xxh128) {
 		rc = bd_json_fail(j, "file '%s' lacks header, tensors or xxh128", file->name);
+	} else if (plain) {
+		r->found[PLAIN_FILES] = file->plain = true;
+		rc = take_bytes(r, "plain", file->name, &file->stored);
+		if (rc == 0)
+			rc = check_bytes(r, file->stored, file->size);
 	} else {
-		rc = take_bytes(r, "file", file->name, UINT64_MAX, &file->stored);
+		rc = take_bytes(r, "file", file->name, &file->stored);
 		if (rc == 0 && !bd_manifest_file_size_is_possible(file->stored->size, file->size))
 			rc = bd_json_fail(j, "file '%s' claims an impossible size", file->name);
 	}
@@ -454,25 +491,48 @@ out:
 	return rc;
 }
 
-static int by_folded_name(const void *a, const void *b)
-{
-	return strcasecmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-int bd_manifest_find_twin(const struct bd_delta *d, const char **twin)
+int bd_manifest_find_twins(const struct bd_delta *d, const char **one, const char **other)
 {
 	const char **names = calloc(d->file_count + 1, sizeof(*names));
+	int rc;
 
-	*twin = NULL;
+	*one = *other = NULL;
 	if (!names)
 		return -ENOMEM;
 	for (size_t i = 0; i < d->file_count; i++)
 		names[i] = d->files[i].name;
-	qsort(names, d->file_count, sizeof(*names), by_folded_name);
-	for (size_t i = 1; i < d->file_count && !*twin; i++)
-		if (strcasecmp(names[i - 1], names[i]) == 0)
-			*twin = names[i];
+	rc = bd_paths_find_twins(names, d->file_count, one, other);
 	free(names);
+	return rc;
+}
+
+/* A name may be long and full of slashes, and every directory becomes a node of a mount. */
+static int check_directories(struct reader *r)
+{
+	const struct bd_delta *d = r->delta;
+	const char *before = "";
+	size_t count = 0;
+
+	for (size_t f = 0; f < d->file_count; before = d->files[f++].name)
+		for (size_t n = 0; (n = bd_path_next_directory(d->files[f].name, before, n)); )
+			count++;
+	return count <= BD_MAX_DIRECTORIES ? 0 :
+		bd_json_fail(&r->json, "more than %d directories", BD_MAX_DIRECTORIES);
+}
+
+/* A copy is one of a tensor that there is. */
+static int check_copies(struct reader *r)
+{
+	const struct bd_delta *d = r->delta;
+
+	for (size_t f = 0; r->found[COPIES] && f < d->file_count; f++)
+		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++) {
+			const struct bd_entry *e = &d->files[f].entries[i];
+
+			if (e->copy && !bd_name_table_find(r->names, e->tensor->name, NULL))
+				return bd_json_fail(&r->json, "tensor '%s' is only there as a copy",
+						    e->tensor->name);
+		}
 	return 0;
 }
 
@@ -480,7 +540,7 @@ static int read_files(struct reader *r)
 {
 	struct bd_delta *d = r->delta;
 	size_t capacity = 0;
-	const char *twin = NULL;
+	const char *one = NULL, *other = NULL;
 	int rc = bd_json_array(&r->json);
 
 	while (rc == 0 && (rc = bd_json_item(&r->json)) > 0) {
@@ -499,11 +559,14 @@ static int read_files(struct reader *r)
 		    strcmp(d->files[d->file_count - 2].name, d->files[d->file_count - 1].name) >= 0)
 			rc = bd_json_fail(&r->json, "files are not in ascending order of name");
 	}
-	if (rc == 0 && bd_manifest_find_twin(d, &twin) < 0)
+	if (rc == 0 && bd_manifest_find_twins(d, &one, &other) < 0)
 		return bd_error_set(r->json.err, -ENOMEM, "%s: out of memory", r->what);
-	if (rc == 0 && twin)
-		rc = bd_json_fail(&r->json, "the name '%s' occurs twice but for upper and lower case", twin);
-	return rc;
+	if (rc == 0 && one)
+		rc = bd_json_fail(&r->json, "files '%s' and '%s' cannot lie in one directory (upper and lower "
+				  "case are not told apart everywhere)", one, other);
+	if (rc == 0)
+		rc = check_directories(r);
+	return rc < 0 ? rc : check_copies(r);
 }
 
 static int read_label(struct bd_json *j, char **text)
@@ -638,7 +701,7 @@ int bd_manifest_parse(struct bd_delta *d, const char *text, size_t size, struct 
 	}
 	r.what = what;
 	bd_json_init(&r.json, text, size, what, 0, err);
-	rc = take_bytes(&r, "manifest", "", UINT64_MAX, &manifest);
+	rc = take_bytes(&r, "manifest", "", &manifest);
 	if (rc == 0 && bd_safetensors_find(d->st, "scales")) {
 		rc = take_stored(&r, "scales", "", &d->scales);
 		if (rc == 0 && (d->scales->dtype != BD_F32 || d->scales->dims != 1))
@@ -688,6 +751,8 @@ static void print_entry(const struct bd_entry *e, struct bd_buffer *out)
 	bd_buffer_printf(out, "{\"name\":");
 	bd_buffer_json_string(out, e->tensor->name, strlen(e->tensor->name));
 	bd_buffer_printf(out, ",\"encoding\":\"%s\"", encodings[e->encoding]);
+	if (e->copy)
+		bd_buffer_printf(out, ",\"copy\":true");
 	if (e->encoding == BD_ROWS)
 		bd_buffer_printf(out, ",\"shared\":%" PRIu64 ",\"head\":\"%s\"", e->shared,
 				 encodings[e->head]);
@@ -710,7 +775,7 @@ static void print_file(const struct bd_delta_file *f, struct bd_buffer *out)
 	bd_buffer_json_string(out, f->name, strlen(f->name));
 	bd_buffer_printf(out, ",\"size\":%" PRIu64, f->size);
 	if (!f->st) {
-		bd_buffer_printf(out, ",\"xxh128\":\"%s\"}", f->xxh128);
+		bd_buffer_printf(out, ",\"xxh128\":\"%s\"%s}", f->xxh128, f->plain ? ",\"plain\":true" : "");
 		return;
 	}
 	bd_buffer_printf(out, ",\"header\":");
@@ -727,9 +792,16 @@ static void print_file(const struct bd_delta_file *f, struct bd_buffer *out)
 static void find_features(const struct bd_delta *d, bool found[FEATURES])
 {
 	memset(found, 0, FEATURES * sizeof(*found));
-	for (size_t f = 0; f < d->file_count; f++)
-		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++)
-			found[BASE_NAMES] |= d->files[f].entries[i].base_name != NULL;
+	for (size_t f = 0; f < d->file_count; f++) {
+		const struct bd_delta_file *file = &d->files[f];
+
+		found[PATHS] |= strchr(file->name, '/') != NULL;
+		found[PLAIN_FILES] |= file->plain;
+		for (size_t i = 0; file->st && i < file->st->count; i++) {
+			found[BASE_NAMES] |= file->entries[i].base_name != NULL;
+			found[COPIES] |= file->entries[i].copy != 0;
+		}
+	}
 }
 
 void bd_manifest_print(const struct bd_delta *d, struct bd_buffer *out)

@@ -22,10 +22,13 @@ void bd_manifest_print(const struct bd_delta *delta, struct bd_buffer *out);
 bool bd_manifest_size_is_possible(uint64_t packed, uint64_t plain);
 bool bd_manifest_file_size_is_possible(uint64_t packed, uint64_t plain);
 
-/* Two files whose names differ in nothing but the case of ASCII letters cannot lie side by side in every
- * directory that an export may be copied to: *twin is the name of one, NULL where there are none.
- * Errors: -ENOMEM. */
-int bd_manifest_find_twin(const struct bd_delta *delta, const char **twin);
+/* Two files that cannot lie in one directory everywhere (bd_paths_find_twins). Errors: -ENOMEM. */
+int bd_manifest_find_twins(const struct bd_delta *delta, const char **one, const char **other);
+
+/* What precedes NAME in the name of a tensor of the container: KIND, or KIND.N for a copy, written to
+ * `text`. */
+#define BD_COPY_KIND 24
+const char *bd_manifest_kind(const struct bd_entry *e, const char *kind, char text[BD_COPY_KIND]);
 
 /* Bytes of the sign planes of `count` elements, as stored. */
 uint64_t bd_manifest_plane_bytes(unsigned planes, uint64_t count);

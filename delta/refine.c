@@ -80,9 +80,13 @@ static int collect_hashes(struct refinement *r, struct bd_error *err)
 	r->wanted = calloc(r->delta->st->count, sizeof(*r->wanted));
 	if (!r->wanted)
 		return out_of_memory(r, err);
-	for (size_t f = 0; f < r->delta->file_count; f++)
-		for (size_t i = 0; r->delta->files[f].st && i < r->delta->files[f].st->count; i++) {
-			const struct bd_entry *e = &r->delta->files[f].entries[i];
+	for (size_t f = 0; f < r->delta->file_count; f++) {
+		const struct bd_delta_file *file = &r->delta->files[f];
+
+		if (file->plain)
+			r->wanted[file->stored - stored] = file->xxh128;
+		for (size_t i = 0; file->st && i < file->st->count; i++) {
+			const struct bd_entry *e = &file->entries[i];
 
 			if (e->sign)
 				r->wanted[e->sign - stored] = e->xxh128;
@@ -90,6 +94,7 @@ static int collect_hashes(struct refinement *r, struct bd_error *err)
 				r->wanted[e->raw - stored] =
 					e->encoding == BD_ROWS ? e->tail_xxh128 : e->xxh128;
 		}
+	}
 	return 0;
 }
 
@@ -129,12 +134,12 @@ static int copy_tensor(struct refinement *r, const struct bd_tensor *t, struct b
 	return rc;
 }
 
-/* The hashes of files that are not safetensors are those of the inflated bytes. */
+/* The hashes of packed files are those of the inflated bytes. */
 static int check_files(const struct refinement *r, struct bd_error *err)
 {
 	for (size_t f = 0; f < r->delta->file_count; f++) {
 		char *data = NULL;
-		int rc = r->delta->files[f].st ? 0 :
+		int rc = r->delta->files[f].st || r->delta->files[f].plain ? 0 :
 			bd_delta_inflate(r->delta, &r->delta->files[f], &data, err);
 
 		free(data);

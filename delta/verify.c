@@ -55,6 +55,10 @@ static int collect(struct verification *v, const struct bd_base *base, struct bd
 		v->checks[v->count - 1].finite = true;
 	}
 	for (size_t f = 0; f < d->file_count; f++) {
+		if (d->files[f].plain) {
+			add(v, d->file, d->files[f].stored, d->files[f].xxh128, "file");
+			continue;
+		}
 		if (!d->files[f].st) {
 			v->checks[v->count++].inflate = &d->files[f];
 			continue;

@@ -154,11 +154,20 @@ static int build_file(struct bd_view *v, struct bd_view_file *f, const struct bd
 	f->name = d->name;
 	f->size = d->size;
 	f->safetensors = d->st != NULL;
-	if (!d->st)
+	f->packed = !d->st && !d->plain;
+	if (f->packed)
 		return 0;
-	f->pieces = calloc(1 + 2 * d->st->count, sizeof(*f->pieces));
+	f->pieces = calloc(1 + (d->st ? 2 * d->st->count : 0), sizeof(*f->pieces));
 	if (!f->pieces)
 		return -ENOMEM;
+	if (d->plain) {
+		p = add_piece(f, FROM_FILE, &offset, d->size);
+		if (p) {
+			p->file = v->delta->file;
+			p->at = d->stored->offset;
+		}
+		return 0;
+	}
 	p = add_piece(f, FROM_MEMORY, &offset, d->st->header_size);
 	p->data = d->st->header;
 	for (size_t i = 0; i < d->st->count; i++)
@@ -236,7 +245,7 @@ int bd_view_acquire(struct bd_view *v, size_t index, struct bd_error *err)
 	struct bd_view_file *f = &v->files[index];
 	int rc = 0;
 
-	if (f->safetensors)
+	if (!f->packed)
 		return 0;
 	pthread_mutex_lock(&v->lock);
 	if (f->users == 0)
@@ -251,7 +260,7 @@ void bd_view_release(struct bd_view *v, size_t index)
 {
 	struct bd_view_file *f = &v->files[index];
 
-	if (f->safetensors)
+	if (!f->packed)
 		return;
 	pthread_mutex_lock(&v->lock);
 	if (--f->users == 0) {
@@ -596,7 +605,7 @@ ssize_t bd_view_read(struct bd_view *v, size_t index, void *buf, size_t size, ui
 		return 0;
 	if (size > f->size - offset)
 		size = (size_t)(f->size - offset);
-	if (!f->safetensors) {
+	if (f->packed) {
 		memcpy(buf, f->data + offset, size);
 		return (ssize_t)size;
 	}

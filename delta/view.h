@@ -15,9 +15,10 @@ struct bd_view_file {
 	const char *name; /* borrowed from the delta */
 	uint64_t size;
 	bool safetensors;
+	bool packed;             /* private: it must be inflated to be read */
 	struct bd_piece *pieces; /* private: consecutive runs of bytes with one source each */
 	size_t piece_count;
-	/* private: contents of a file that is not safetensors, while it is open */
+	/* private: contents of a packed file, while it is open */
 	char *data;
 	unsigned users;
 };
@@ -50,7 +51,7 @@ int bd_view_open(struct bd_view **view, struct bd_delta *delta, struct bd_base *
 void bd_view_close(struct bd_view *view); /* NULL allowed; closes the delta */
 
 /* Make file INDEX ready for reading, and end that. They nest; every bd_view_read must lie
- * between the two. Files that are not safetensors are inflated here. */
+ * between the two. Files that are kept as zlib streams are inflated here. */
 #define BD_VIEW_INFLATED ((uint64_t)1 << 30) /* bytes of such files of all views; more are -ENOMEM */
 int bd_view_acquire(struct bd_view *view, size_t index, struct bd_error *err);
 void bd_view_release(struct bd_view *view, size_t index);

@@ -45,7 +45,7 @@ struct bdfs_base {
 #define BDFS_REVISION 41 /* 40 hexadecimal digits, as commits have, and a NUL */
 
 struct bdfs_file {
-	char *name;
+	char *name;           /* a path below the model's directory */
 	uint64_t size;
 	uint64_t stored;      /* bytes that are kept for it: in the delta; of a base, all */
 	unsigned encodings;   /* of a safetensors file: 1 << enum bd_encoding for each one used */
@@ -62,7 +62,7 @@ struct bdfs_model {
 	char *path;           /* of the delta (or base), absolute, for people */
 	char revision[BDFS_REVISION]; /* of the contents */
 	struct bdfs_base *base;
-	struct bdfs_file *files; /* ascending names */
+	struct bdfs_file *files; /* in ascending order of name */
 	size_t file_count;
 	uint64_t virtual_bytes; /* of all files */
 	uint64_t stored_bytes;  /* the delta's size; 0 for a base, which is stored anyway */

@@ -436,6 +436,12 @@ static int handle_fill(fuse_req_t req, struct handle *h, struct fuse_file_info *
 	return r;
 }
 
+/* What messages call a file in its model's directory. */
+static const char *path_of(const struct bdfs_node *node)
+{
+	return node->model && node->file != SIZE_MAX ? node->model->files[node->file].name : node->name;
+}
+
 static void count_error(struct bdfs_ops *ops, struct bdfs_model *model)
 {
 	bdfs_count(&ops->models->totals.errors, 1);
@@ -485,7 +491,7 @@ static int handle_open(fuse_req_t req, const struct bdfs_node *node, struct fuse
 		return r; /* the kernel looks the name up again and opens what has taken its place */
 	count_error(ops, m);
 	bdfs_log_limited(ops->log, LOG_ERR, "%s/%s: cannot be opened: %s", m ? m->directory : "",
-			 node->name, err.text);
+			 path_of(node), err.text);
 	return r == -ENOMEM || r == -EMFILE || r == -ENFILE ? r : -EIO;
 }
 
@@ -586,7 +592,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
 	if (r < 0) {
 		count_error(ops, h->node->model);
 		bdfs_log_limited(ops->log, LOG_ERR, "%s/%s: cannot read %zu bytes at %lld: %s",
-				 h->node->model->directory, h->node->name, size, (long long)offset,
+				 h->node->model->directory, path_of(h->node), size, (long long)offset,
 				 err.text);
 		fuse_reply_err(req, -r);
 		return;

@@ -9,6 +9,7 @@
 
 #include "models_impl.h"
 #include "parallel.h"
+#include "paths.h"
 
 #define MAX_TOLD 20 /* bad deltas that one scan puts into the log */
 

@@ -7,11 +7,14 @@
 #include <string.h>
 #include <time.h>
 
+#include "paths.h"
+
 struct bdfs_branch {
 	uint64_t users; /* the kernel's look-ups, open handles, 1 for being listed; guarded by the lock */
 	bool listed;
 	struct bdfs_model *model;
 	size_t count;
+	char *text; /* where the next name of a directory goes, after the nodes */
 	struct bdfs_node nodes[]; /* the directory of the root first */
 };
 
@@ -141,19 +144,68 @@ static struct bdfs_node *add_node(struct bdfs_branch *b, const struct bdfs_node 
 	return node;
 }
 
-static void add_files(struct bdfs_branch *b, struct bdfs_node *directory)
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct bdfs_node *)a)->name, ((const struct bdfs_node *)b)->name);
+}
+
+/* One past the last file of those from `first` on that lie in the same subdirectory of the directory of
+ * `skip` bytes. Paths ascend, so these are consecutive. */
+static size_t run_end(const struct bdfs_model *m, size_t first, size_t end, size_t skip)
+{
+	const char *path = m->files[first].name, *slash = strchr(path + skip, '/');
+	size_t next = first + 1;
+
+	while (slash && next < end && !strncmp(m->files[next].name, path, (size_t)(slash - path) + 1))
+		next++;
+	return next;
+}
+
+/* Add files [first, end) of the model, which lie below `directory`; its path is `skip` bytes of theirs. */
+static void add_files(struct bdfs_branch *b, struct bdfs_node *directory, size_t first, size_t end,
+		      size_t skip)
 {
 	const struct bdfs_model *m = b->model;
+	struct bdfs_node *children = &b->nodes[b->count];
+	size_t count = 0;
 
-	directory->children = &b->nodes[b->count];
-	directory->child_count = m->file_count;
-	for (size_t i = 0; i < m->file_count; i++) {
-		struct bdfs_node *node = add_node(b, directory, m->files[i].name, false);
+	for (size_t i = first; i < end; i = run_end(m, i, end, skip), count++) {
+		const char *name = m->files[i].name + skip, *slash = strchr(name, '/');
+		struct bdfs_node *node;
 
+		if (slash) {
+			memcpy(b->text, name, (size_t)(slash - name));
+			name = b->text;
+			b->text += strlen(name) + 1;
+		}
+		node = add_node(b, directory, name, slash != NULL);
 		node->file = i;
-		node->size = m->files[i].size;
-		node->stored = m->files[i].stored;
+		node->size = slash ? 0 : m->files[i].size;
+		node->stored = slash ? 0 : m->files[i].stored;
 	}
+	directory->children = children;
+	directory->child_count = count;
+	/* A directory's path, with its slash, has another place in the order than its name. */
+	qsort(children, count, sizeof(*children), by_name);
+	for (size_t i = 0; i < count; i++)
+		if (children[i].directory)
+			add_files(b, &children[i], children[i].file,
+				  run_end(m, children[i].file, end, skip),
+				  skip + strlen(children[i].name) + 1);
+}
+
+/* How many directories the files need, and the bytes of their names. */
+static size_t count_directories(const struct bdfs_model *m, size_t *text)
+{
+	const char *before = "";
+	size_t count = 0;
+
+	*text = 0;
+	for (size_t i = 0; i < m->file_count; before = m->files[i++].name)
+		for (size_t n = 0, last = 0; (n = bd_path_next_directory(m->files[i].name, before, last));
+		     last = n, count++)
+			*text += n - last + 1;
+	return count;
 }
 
 static uint64_t overhead(const struct bdfs_model *m)
@@ -169,18 +221,20 @@ static uint64_t overhead(const struct bdfs_model *m)
 static struct bdfs_branch *branch_new(const struct bdfs_node *root, struct bdfs_model *m,
 				      bool hub)
 {
-	struct bdfs_branch *b = calloc(1, sizeof(*b) + (m->file_count + 5) * sizeof(*b->nodes));
+	size_t text, count = m->file_count + count_directories(m, &text) + 5;
+	struct bdfs_branch *b = calloc(1, sizeof(*b) + count * sizeof(*b->nodes) + text);
 	struct bdfs_node *top, *refs, *snapshots, *main_ref, *revision;
 
 	if (!b)
 		return NULL;
 	b->users = 1;
+	b->text = (char *)&b->nodes[count];
 	b->model = m;
 	bdfs_model_get(m);
 	top = add_node(b, root, m->directory, true);
 	top->stored = overhead(m); /* what the delta has besides its files */
 	if (!hub) {
-		add_files(b, top);
+		add_files(b, top, 0, m->file_count, 0);
 		return b;
 	}
 	refs = add_node(b, top, "refs", true);
@@ -195,7 +249,7 @@ static struct bdfs_branch *branch_new(const struct bdfs_node *root, struct bdfs_
 	revision = add_node(b, snapshots, m->revision, true);
 	snapshots->children = revision;
 	snapshots->child_count = 1;
-	add_files(b, revision);
+	add_files(b, revision, 0, m->file_count, 0);
 	return b;
 }
 

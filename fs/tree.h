@@ -27,7 +27,8 @@ struct bdfs_node {
 	struct bdfs_branch *branch;     /* NULL for the root and what is below .bdelta */
 	struct bdfs_model *model;       /* NULL as well; pinned by the branch */
 	bool directory;
-	size_t file;                    /* of a file: its index in the model; SIZE_MAX for refs/main */
+	size_t file;                    /* of a file: its index in the model; SIZE_MAX for refs/main; of a
+					 * subdirectory: that of the first file in it */
 	enum bdfs_control control;      /* of a file in .bitdelta, and of version.txt */
 	uint64_t size, stored;
 	const struct bdfs_node *children; /* in ascending order of name; not the root's */

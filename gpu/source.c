@@ -83,14 +83,15 @@ bool bdx_source_find(const struct bdx_source *s, const char *name, struct bdx_we
 		return weight->tensor != NULL;
 	}
 	for (size_t i = 0; i < s->view->file_count; i++) {
-		const struct bd_safetensors *st = s->view->delta->files[i].st;
+		const struct bd_delta_file *file = &s->view->delta->files[i];
 
-		weight->tensor = st ? bd_safetensors_find(st, name) : NULL;
-		if (weight->tensor) {
+		weight->tensor = file->st ? bd_safetensors_find(file->st, name) : NULL;
+		if (weight->tensor && !file->entries[weight->tensor - file->st->tensors].copy) {
 			weight->where = &s->view->files[i];
 			return true;
 		}
 	}
+	weight->tensor = NULL;
 	return false;
 }
 
@@ -235,7 +236,7 @@ int bdx_source_match(struct bdx_source *s, const struct bd_delta *delta, struct 
 			const struct bd_entry *e = &delta->files[f].entries[t];
 			int rc;
 
-			if (e->encoding != BD_RAW || e->tensor->size > SMALL)
+			if (e->encoding != BD_RAW || e->copy || e->tensor->size > SMALL)
 				continue;
 			rc = has_raw(s, e, err);
 			if (rc < 0)

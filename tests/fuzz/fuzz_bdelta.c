@@ -16,6 +16,7 @@
 #include <zlib.h>
 
 #include "buffer.h"
+#include "paths.h"
 #include "summary.h"
 #include "verify.h"
 #include "view.h"
@@ -69,7 +70,7 @@ static void check_entries(const struct bd_delta *d)
 	for (size_t f = 0; f < d->file_count; f++) {
 		const struct bd_delta_file *file = &d->files[f];
 
-		require(bd_name_is_component(file->name, strlen(file->name)), "file name", file->name);
+		require(bd_path_is_safe(file->name, strlen(file->name)), "file name", file->name);
 		require(f == 0 || strcmp(d->files[f - 1].name, file->name) < 0, "order", file->name);
 		require((file->st == NULL) == (file->stored != NULL), "kind", file->name);
 		for (size_t i = 0; file->st && i < file->st->count; i++) {

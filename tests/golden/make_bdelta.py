@@ -178,6 +178,11 @@ class Delta:
         packed = stream(data)
         self.stored.append(["file/" + name, "U8", [len(packed)], packed])
 
+    def add_plain(self, name, data):
+        self.expected[name] = data
+        self.files.append({"name": name, "size": len(data), "xxh128": xxh128(data), "plain": True})
+        self.stored.append(["plain/" + name, "U8", [len(data)], data])
+
     def add_model(self, name, *tensors, pad=8, metadata=None):
         fine, entries = [], []
         for t in tensors:
@@ -300,6 +305,18 @@ def renamed(name, base, bits=None, scales=None, **more):
     return change
 
 
+def copied(number, make):
+    """The same in a further file, the one with this number."""
+    def change(d):
+        before = len(d.stored)
+        data, entry = make(d)
+        for p in d.stored[before:]:
+            p[0] = p[0].replace("/", f".{number}/", 1)
+        entry["copy"] = True
+        return data, entry
+    return change
+
+
 W = sign("w", "++---+", [0.5, 0.25, 1, 0.5, 2])
 NORM = raw("norm", "F32", [1], numbers("F32", 1))
 TAIL = numbers("BF16", 7, 8)
@@ -330,6 +347,40 @@ def sign_table():
 def same_only():
     d = Delta()
     d.add_model("model.safetensors", same("w"))
+    return d.finish()
+
+
+def nested():
+    """Files in subdirectories."""
+    d = Delta()
+    for name in ["1_Pooling/config.json", "a-b", "a.b", "a/deep/er/x", "a/y", "b/.hidden", "a/deep.txt"]:
+        d.add_text(name, name)
+    d.add_model("model.safetensors", NORM, W)
+    d.add_model("2_Dense/model.safetensors", raw("linear.weight", "F32", [1], numbers("F32", 3)))
+    d.manifest["features"] = ["paths"]
+    return d.finish()
+
+
+def twice():
+    """Tensors that lie in two and three files; loaders use those that are no copies."""
+    d = Delta()
+    d.add_text("0.txt", "number one")
+    d.add_model("1.safetensors", copied(2, raw("norm", "F32", [2], numbers("F32", 5, 6))),
+                copied(2, sign("w", "------", [1, 1, 1, 1, 1])), copied(2, same("ids")), same("scalar"))
+    d.add_model("2.safetensors", copied(3, raw("norm", "F32", [1], numbers("F32", 4))), same("ids"))
+    d.add_model("3.safetensors", NORM, W, copied(4, rows("table", 4, 3, TAIL)))
+    d.add_model("4.safetensors", rows("table", 4, 2, numbers("BF16", 1, 2, 7, 8), "+--+", [1, 2, 3, 4]))
+    d.manifest["features"] = ["copies"]
+    return d.finish()
+
+
+def plain():
+    """Files that are kept as they are."""
+    d = Delta()
+    d.add_text("config.json", CONFIG)
+    d.add_plain("empty", b"")
+    d.add_plain("large.bin", bytes(range(256)) * 20)
+    d.manifest["features"] = ["plain-files"]
     return d.finish()
 
 
@@ -400,6 +451,14 @@ def write_good():
     d.add_model("b.safetensors", NORM, W, metadata={"format": "pt"})
     d.add_model("c.safetensors")
     good("several", d.finish())
+    good("paths", nested())
+    good("copies", twice())
+    good("plain-files", plain())
+    d = small()
+    d.manifest["features"] = ["plain-files", "paths", "copies", "paths"]
+    d.file("model.safetensors")["plain"] = True
+    d.file("config.json")["plain"] = d.entry("w")["copy"] = False
+    good("features-unused", d)
     good("nothing", Delta().finish())
     d = small()
     d.manifest["import"] = {"scale": "rank1", "attenuation": 1.4, "distilled": False, "later": [1]}
@@ -685,11 +744,36 @@ def bad_manifest():
     bad("file-size-bomb", "open", "impossible size", setting(C + ".size", 1 << 62))
     bad("file-size-text", "open", "expected", setting(C + ".size", "22"))
     for name, value in [("parent", ".."), ("dot", "."), ("empty", ""), ("traversal", "../x"),
-                        ("absolute", "/etc/passwd"), ("slash", "a/b"), ("newline", "a\nb"), ("escape", "\x1b"),
+                        ("absolute", "/etc/passwd"), ("newline", "a\nb"), ("escape", "\x1b"),
                         ("delete", "a\x7f"), ("too-long", "x" * 256)]:
         bad("file-name-" + name, "open", "impossible name" if value != "" else "name",
             both(setting(C + ".name", value), part("file/config.json", rename="file/" + value)
                  if value.isprintable() else lambda d: None))
+    bad("path-without-feature", "open", "uses the feature 'paths'",
+        both(setting(C + ".name", "a/b"), part("file/config.json", rename="file/a/b")))
+    for name, value in [("traversal", "a/../../x"), ("parent", "a/.."), ("dot", "a/./b"), ("begins-with-dots", "../a/b"),
+                        ("absolute", "/a/b"), ("ends-with-slash", "a/"), ("empty-component", "a//b"),
+                        ("git", ".git/config"), ("git-upper-case", "a/.Git/hooks/x"), ("too-deep", "a/" * 32 + "b"),
+                        ("too-long", "/".join(["x" * 203] * 5)), ("long-component", "a/" + "x" * 256)]:
+        bad("path-" + name, "open", "impossible name",
+            both(setting("features", ["paths"]), setting(C + ".name", value),
+                 part("file/config.json", rename="file/" + value[:1000])))
+    for name, *values in [("file-and-directory", "a", "a/b"), ("file-and-directory-case", "A", "a/b"),
+                          ("directories-differ-in-case", "A/x", "a/y"), ("differ-in-case", "a/X", "a/x"),
+                          ("deep-directories-differ-in-case", "a/B/x", "a/b/c/y")]:
+        bad("paths-" + name, "open", "cannot lie in one directory",
+            lambda d, values=values: ([d.add_text(v, "") for v in values], setting("features", ["paths"])(d),
+                                      d.files.sort(key=lambda f: f["name"].encode())))
+    bad("paths-too-many", "open", "more than 4096 directories",
+        lambda d: ([d.add_text(f"{i:04}/" + "d/" * 30 + "x", "") for i in range(133)],
+                   setting("features", ["paths"])(d), d.files.sort(key=lambda f: f["name"].encode())))
+    bad("plain-without-feature", "open", "uses the feature 'plain-files'", setting("features", []), plain)
+    bad("plain-size-larger", "open", "wrong dtype or size", setting("files.2.size", 5121), plain)
+    bad("plain-size-bomb", "open", "wrong dtype or size", setting("files.2.size", (1 << 64) - 1), plain)
+    bad("plain-without-hash", "open", "xxh128", setting("files.2.xxh128", None), plain)
+    bad("plain-missing", "open", "holds no tensor", dropped("plain/large.bin"), plain)
+    bad("plain-packed", "open", "holds no tensor", setting("files.2.plain", None), plain)
+    bad("plain-number", "open", "expected", setting("files.2.plain", 1), plain)
     bad("file-names-equal", "open", "", lambda d: d.manifest["files"].insert(0, d.manifest["files"][0]))
     bad("file-names-differ-in-case", "open", "upper and lower case",
         lambda d: (d.add_text("Config.json", "{}"), d.files.sort(key=lambda f: f["name"].encode())))
@@ -729,6 +813,15 @@ def bad_manifest():
         f["name"] = "second.safetensors"
         d.manifest["files"].append(f)
     bad("tensor-in-two-files", "open", "in two files", two_files)
+    bad("copy-without-feature", "open", "uses the feature 'copies'", setting("features", []), twice)
+    bad("copy-of-none", "open", "only there as a copy", both(setting(NORM_ENTRY + ".copy", True),
+                                                             setting("features", ["copies"]),
+                                                             part("raw/norm", rename="raw.2/norm")))
+    bad("copy-of-file-zero", "open", "holds no tensor 'raw.2/norm'", part("raw.2/norm", rename="raw.1/norm"), twice)
+    bad("copy-none-is-loaded", "open", "only there as a copy",
+        setting("files.2.tensors.1.copy", True), twice)
+    bad("copy-not-marked", "open", "in two files", setting("files.1.tensors.2.copy", None), twice)
+    bad("copy-number", "open", "expected", setting("files.1.tensors.0.copy", 1), twice)
 
 
 def bad_tensors():
@@ -865,6 +958,8 @@ def bad_later():
     bad("tail-damaged", "verify", "raw/table", flipped("raw/table", 1), table)
     bad("tail-hash-wrong", "verify", "raw/table", setting(T + ".tail_xxh128", HEX), table)
     bad("scales-damaged", "verify", "scales", flipped("scales", 1))
+    bad("plain-damaged", "verify", "plain/large.bin", flipped("plain/large.bin", 100), plain)
+    bad("copy-damaged", "verify", "raw.2/norm", flipped("raw.2/norm", 1), twice)
     bad("scales-hash-wrong", "verify", "scales", setting("scales_xxh128", HEX))
     bad("base-hash-wrong", "verify", "base tensor 'w'", setting(W_ENTRY + ".base.xxh128", HEX))
 

@@ -25,10 +25,13 @@ def take(name, digest, unpack=np.asarray):
     assert xxh128(data) in (digest, None), name
     return data
 
+def part(kind, t):
+    return (f"{kind}.{number}/" if t.get("copy") else f"{kind}/") + t["name"]
+
 def add_planes(t, data, base_dtype, dtype, shape):
     global scales
     planes, rows, cols = t["planes"], math.prod(shape[:-1]), shape[-1]
-    bits = np.unpackbits(take("sign/" + t["name"], t["xxh128"]), bitorder="little")
+    bits = np.unpackbits(take(part("sign", t), t["xxh128"]), bitorder="little")
     if base_dtype == "BF16":    # the upper half of an F32
         data = data.view("<u2").astype("<u4") << 16
     acc = data.view("<f2" if base_dtype == "F16" else "<f4").astype("<f4").reshape(rows, cols)
@@ -45,7 +48,7 @@ def add_planes(t, data, base_dtype, dtype, shape):
 def rebuild(t, dtype, shape):
     name, encoding, tail = t["name"], t["encoding"], b""
     if encoding == "raw":
-        return take("raw/" + name, t["xxh128"])
+        return take(part("raw", t), t["xxh128"])
     base_dtype, base_shape, data = base[t["base"].get("name", name)]
     assert (t["base"].get("dtype", dtype), t["base"].get("shape", shape)) == (base_dtype, base_shape), name
     assert sample_hash(data) in (t["base"]["sample"], None), name
@@ -54,7 +57,7 @@ def rebuild(t, dtype, shape):
         data = data[:len(data) // base_shape[0] * t["shared"]]
         encoding, shape = t["head"], [t["shared"]] + shape[1:]
         if "tail_xxh128" in t:
-            tail = take("raw/" + name, t["tail_xxh128"]).tobytes()
+            tail = take(part("raw", t), t["tail_xxh128"]).tobytes()
     if encoding == "sign":
         data = add_planes(t, data, base_dtype, dtype, shape)
     return data.tobytes() + tail
@@ -64,7 +67,7 @@ np.seterr(all="ignore")    # infinities and NaNs are results like others
 metadata, container = parse(np.memmap(delta, mode="r"))
 manifest = json.loads(take("manifest", metadata["manifest_xxh128"], zlib.decompress))
 assert [metadata["format"], metadata["version"]] == ["bdelta", "1"]
-assert set(manifest["features"]) <= {"base-names"}, manifest["features"]
+assert set(manifest["features"]) <= {"base-names", "copies", "paths", "plain-files"}, manifest["features"]
 scales = take("scales", manifest["scales_xxh128"]).view("<f4") if "scales" in container else []
 
 base, shards = {}, ["model.safetensors"]
@@ -79,8 +82,9 @@ if xxh128("".join(lines).encode()) not in (manifest["base"]["digest"], None):
     print("decode.py: the base as a whole has another digest", file=sys.stderr)
 
 out_dir.mkdir(exist_ok=True)
-for f in manifest["files"]:
-    assert "/" not in f["name"]
+for number, f in enumerate(manifest["files"], 1):
+    assert not {"", ".", "..", ".git"} & set(f["name"].lower().split("/"))
+    (out_dir / f["name"]).parent.mkdir(parents=True, exist_ok=True)
     with open(out_dir / f["name"], "xb") as out:    # x: never over the base
         if "header" in f:
             header = f["header"].encode()
@@ -90,6 +94,8 @@ for f in manifest["files"]:
             assert list(tensors) == [t["name"] for t in f["tensors"]]
             for t, (dtype, shape, _) in zip(f["tensors"], tensors.values()):
                 out.write(rebuild(t, dtype, shape))
+        elif f.get("plain"):
+            out.write(take("plain/" + f["name"], f["xxh128"]))
         else:
             out.write(take("file/" + f["name"], f["xxh128"], zlib.decompress))
         assert out.tell() == f["size"], f["name"]

@@ -567,29 +567,6 @@ static void many_tensors(void **state)
 	free(t);
 }
 
-static void component_names(void **state)
-{
-	char *longest = td_format("%0255d", 0);
-
-	(void)state;
-	assert_true(bd_name_is_component("a", 1));
-	assert_true(bd_name_is_component("...", 3));
-	assert_true(bd_name_is_component(".a", 2));
-	assert_true(bd_name_is_component("\xc3\xa9 x", 4));
-	assert_true(bd_name_is_component(longest, 255));
-	assert_false(bd_name_is_component(td_format("%sx", longest), 256));
-	assert_false(bd_name_is_component("", 0));
-	assert_false(bd_name_is_component(".", 1));
-	assert_false(bd_name_is_component("..", 2));
-	assert_false(bd_name_is_component("a/b", 3));
-	assert_false(bd_name_is_component("/", 1));
-	assert_false(bd_name_is_component("a\0b", 3));
-	assert_false(bd_name_is_component("a\n", 2));
-	assert_false(bd_name_is_component("\x7f", 1));
-	assert_false(bd_name_is_component("\xc2\x9b", 2));
-	assert_false(bd_name_is_component("\xff", 1));
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -603,7 +580,6 @@ int main(void)
 		cmocka_unit_test(no_checkpoint),
 		cmocka_unit_test(descriptors),
 		cmocka_unit_test(many_tensors),
-		cmocka_unit_test(component_names),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -62,7 +62,8 @@ static unsigned count_files(const char *path)
 	unsigned n = 0;
 
 	while (dir && (e = readdir(dir)))
-		n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+			n += e->d_type == DT_DIR ? count_files(td_path(path, e->d_name)) : 1;
 	if (dir)
 		closedir(dir);
 	return n;

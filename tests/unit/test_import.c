@@ -705,7 +705,7 @@ static void refuses(void **state)
 	unlink(td_path(p->fine_path, "tokenizer.json"));
 	td_text(p->fine_path, "config.json", "{}");
 	td_text(p->fine_path, "Config.json", "{}");
-	refused(p, -EINVAL, "occurs twice but for upper and lower case", p->fine_path);
+	refused(p, -EINVAL, "cannot lie in one directory", p->fine_path);
 
 	p = new_pair();
 	both(p, "a.weight", BD_BF16, 2, 32, 64, 0, true);
