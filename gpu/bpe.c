@@ -19,6 +19,7 @@
 
 #define BDX_DIRECT 0x800 /* characters below are looked up in an array */
 #define NONE UINT32_MAX
+#define MERGES_UNWATCHED 65536 /* at most before the clock is looked at */
 
 struct bdx_symbol {
 	int32_t token; /* -1: merged into an earlier one */
@@ -213,22 +214,25 @@ static bool candidate(const struct bdx_bpe *bpe, const struct bdx_symbol *s, uin
 
 /* Merge what can be merged. The heap has room for 3 candidates a symbol: there is one for each pair
  * in the beginning, and a merge takes one away and adds two. */
-static void merge_all(const struct bdx_bpe *bpe, struct bdx_symbol *s, uint32_t symbols,
-		      struct bdx_candidate *heap)
+static int merge_all(const struct bdx_bpe *bpe, struct bdx_run *run, uint32_t symbols)
 {
-	struct bdx_candidate new;
+	struct bdx_symbol *s = run->symbols;
+	struct bdx_candidate *heap = run->heap, new;
 	size_t count = 0;
+	int rc = 0;
 
 	for (uint32_t i = 0; i + 1 < symbols; i++)
 		if (candidate(bpe, s, i, &heap[count]))
 			count++;
 	for (size_t i = count / 2; i-- > 0;)
 		sift_down(heap, count, i);
-	while (count) {
+	for (size_t merges = 1; count && rc == 0; merges++) {
 		struct bdx_candidate top = heap[0];
 		struct bdx_symbol *left = &s[top.at];
 		uint32_t right;
 
+		if (merges % MERGES_UNWATCHED == 0)
+			rc = bdx_run_clock(run);
 		heap[0] = heap[--count];
 		if (count)
 			sift_down(heap, count, 0);
@@ -246,6 +250,7 @@ static void merge_all(const struct bdx_bpe *bpe, struct bdx_symbol *s, uint32_t 
 		if (candidate(bpe, s, top.at, &new))
 			push(heap, count++, new);
 	}
+	return rc;
 }
 
 /* The beginning of a word: a symbol for each character, for each byte of one that the vocabulary
@@ -334,7 +339,7 @@ int bdx_bpe_encode(const struct bdx_bpe *bpe, struct bdx_run *run, const char *t
 		rc = begin_word(bpe, run, text, size, &count);
 	if (rc)
 		return rc;
-	merge_all(bpe, run->symbols, count, run->heap);
+	rc = merge_all(bpe, run, count);
 	for (uint32_t i = 0; i < count && rc == 0; i++)
 		if (run->symbols[i].token >= 0)
 			rc = bdx_run_add_id(run, run->symbols[i].token);

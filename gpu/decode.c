@@ -202,6 +202,9 @@ int bdx_decode(const struct bdx_steps *steps, struct bdx_run *run)
 	for (size_t i = 0; i < steps->count && rc == 0; i++) {
 		const struct bdx_step *step = &steps->data[i];
 
+		rc = bdx_run_clock(run);
+		if (rc)
+			return rc;
 		run->other_text.size = 0;
 		bd_buffer_append(&run->other_text, "", 0);
 		switch (step->kind) {

@@ -3,14 +3,18 @@
 #include "generate.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "device.h"
 #include "calib.h"
+#include "stream.h"
 
 #define TOKENS 200
+#define TOKENS_PER_BYTE 16 /* of a prompt: no honest tokenizer makes more, and every token costs as much */
+#define TOKENS_FREE 256    /* as there are tokens */
 
 struct writer {
 	const struct bdx_generate_options *options;
@@ -24,7 +28,8 @@ struct writer {
 	struct bdx_decoder *decoder;
 	int32_t *tokens;     /* prompt, then what was drawn; room for all */
 	size_t prompt, count;
-	size_t written;      /* bytes of their text that are out */
+	uint64_t most;       /* tokens to be drawn */
+	struct bdx_stream stream; /* their text */
 	void *device;        /* tokens, and a uniform number, in the device's memory */
 	void *uniform;
 };
@@ -69,6 +74,28 @@ static int open_source(struct writer *w, struct bd_error *err)
 	return bdx_source_view(&w->source, w->view, err);
 }
 
+/* A model has seen no positions beyond its last one. A small prompt must not become a large one, either:
+ * tokenizer and configuration come from strangers. */
+static int check_length(struct writer *w, struct bd_error *err)
+{
+	const struct bdx_generate_options *o = w->options;
+	size_t bytes = o->prompt ? strlen(o->prompt) : 0;
+	uint64_t positions = w->config->positions, left;
+
+	if (w->prompt > positions)
+		return bd_error_set(err, -EINVAL, "the prompt has %zu tokens, but the model only %" PRIu64
+				    " positions", w->prompt, positions);
+	if (w->prompt > TOKENS_FREE + TOKENS_PER_BYTE * bytes)
+		return bd_error_set(err, -EINVAL, "%s: tokenizer.json makes %zu tokens of %zu bytes",
+				    bdx_source_name(w->source), w->prompt, bytes);
+	left = positions - w->prompt + 1;
+	w->most = o->tokens < left ? o->tokens : left;
+	if (w->most < o->tokens)
+		bdx_note(&o->watch, "at most %" PRIu64 " tokens can follow a prompt of %zu: the model has %"
+			 PRIu64 " positions", w->most, w->prompt, positions);
+	return 0;
+}
+
 static int open_prompt(struct writer *w, struct bd_error *err)
 {
 	const struct bdx_generate_options *o = w->options;
@@ -101,13 +128,16 @@ static int open_prompt(struct writer *w, struct bd_error *err)
 		if ((uint64_t)w->tokens[i] >= w->config->vocabulary)
 			return bd_error_set(err, -EINVAL, "%s: tokenizer.json has more tokens than the "
 					    "model", bdx_source_name(w->source));
-	return 0;
+	w->stream = (struct bdx_stream){
+		.tokenizer = w->tokenizer, .write = o->write, .context = o->write_context,
+	};
+	return check_length(w, err);
 }
 
 static int open_model(struct writer *w, struct bd_error *err)
 {
 	const struct bdx_generate_options *o = w->options;
-	uint64_t capacity = w->prompt + o->tokens;
+	uint64_t capacity = w->prompt + w->most - 1; /* the last one is not read */
 	enum bd_dtype dtype;
 	int rc = bdx_config_dtype(w->config, w->source, &dtype, err);
 
@@ -126,26 +156,6 @@ static int open_model(struct writer *w, struct bd_error *err)
 	return w->device && w->uniform ? 0 : err ? err->code : -ENOMEM;
 }
 
-/* Write what is new and complete: the last character may lack bytes that the next token brings. */
-static int write_text(struct writer *w, bool last, struct bd_error *err)
-{
-	char *text;
-	size_t size;
-	int rc = bdx_tokenizer_decode(w->tokenizer, w->tokens, w->count, true, &text, &size, err);
-
-	if (rc < 0)
-		return rc;
-	/* Bytes that are no character yet come as U+FFFD. */
-	while (!last && size >= 3 && memcmp(text + size - 3, "\xef\xbf\xbd", 3) == 0)
-		size -= 3;
-	if (size > w->written) {
-		w->options->write(w->options->write_context, text + w->written, size - w->written);
-		w->written = size;
-	}
-	free(text);
-	return 0;
-}
-
 static int write_all(struct writer *w, struct bd_error *err)
 {
 	const struct bdx_generate_options *o = w->options;
@@ -153,9 +163,9 @@ static int write_all(struct writer *w, struct bd_error *err)
 	const int32_t *next = w->tokens;
 	size_t count = w->prompt;
 	void *logits;
-	int rc = write_text(w, false, err); /* the prompt, too */
+	int rc = bdx_stream_take(&w->stream, w->tokens, w->count, false, err); /* the prompt, too */
 
-	for (uint64_t i = 0; rc == 0 && i < o->tokens; i++) {
+	for (uint64_t i = 0; rc == 0 && i < w->most; i++) {
 		float uniform = (float)bdx_uniform(o->seed, i);
 
 		rc = bdx_check_cancel(&o->watch, err);
@@ -174,9 +184,9 @@ static int write_all(struct writer *w, struct bd_error *err)
 			break;
 		next = &w->tokens[w->count++];
 		count = 1;
-		rc = write_text(w, false, err);
+		rc = bdx_stream_take(&w->stream, w->tokens, w->count, false, err);
 	}
-	return rc < 0 ? rc : write_text(w, true, err);
+	return rc < 0 ? rc : bdx_stream_take(&w->stream, w->tokens, w->count, true, err);
 }
 
 int bdx_generate(const struct bdx_generate_options *options, struct bd_error *err)

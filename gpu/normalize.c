@@ -115,7 +115,9 @@ int bdx_normalize(const struct bdx_steps *steps, struct bdx_run *run, const char
 
 		p.to.size = 0;
 		bd_buffer_append(&p.to, "", 0);
-		rc = p.from.failed ? bdx_run_nomem(run) : take_step(&steps->data[i], &p);
+		rc = p.from.failed ? bdx_run_nomem(run) : bdx_run_clock(run);
+		if (rc == 0)
+			rc = take_step(&steps->data[i], &p);
 		if (rc == 0)
 			rc = bdx_run_check(run, &p.to);
 		p.from = p.to;

@@ -496,16 +496,6 @@ struct search {
 	pcre2_match_context *context;
 };
 
-static int check_clock(struct bdx_run *run)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	return now.tv_sec <= run->deadline ? 0 :
-	       bd_error_set(run->err, -EINVAL, "%s: a pattern of this tokenizer takes too long for "
-			    "this text", run->name);
-}
-
 /* The first place after `at` where a character begins. */
 static size_t next_character(const struct search *s, size_t at)
 {
@@ -533,7 +523,7 @@ static int find(const struct search *s, size_t at)
 			return fail_match(s->run, rc);
 		if (s->size - at <= s->points)
 			return 0;
-		rc = check_clock(s->run);
+		rc = bdx_run_clock(s->run);
 		if (rc)
 			return rc;
 		at = next_character(s, at + s->points);
@@ -575,7 +565,7 @@ int bdx_pattern_split(const struct bdx_pattern *pattern, struct bdx_run *run, co
 		if (rc == 0)
 			rc = bdx_add_span(run, ends[0], ends[1], true);
 		if (rc == 0 && run->spans.count % MATCHES_UNWATCHED == 0)
-			rc = check_clock(run);
+			rc = bdx_run_clock(run);
 		if (rc)
 			goto out;
 		done = at = last = ends[1];

@@ -210,7 +210,10 @@ int bdx_pretokenize(const struct bdx_steps *steps, struct bdx_run *run)
 {
 	int rc = 0;
 
-	for (size_t i = 0; i < steps->count && rc == 0; i++)
-		rc = take_step(&steps->data[i], run);
+	for (size_t i = 0; i < steps->count && rc == 0; i++) {
+		rc = bdx_run_clock(run);
+		if (rc == 0)
+			rc = take_step(&steps->data[i], run);
+	}
 	return rc;
 }

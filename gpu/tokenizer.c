@@ -15,7 +15,7 @@
 #define GROWTH 64
 #define FREE_GROWTH ((size_t)1 << 20)
 
-/* Seconds that the patterns may take: a free part, and a part by size. */
+/* Seconds that a text may take: a free part, and a part by size. */
 #define SECONDS 10
 #define BYTES_PER_SECOND ((size_t)100 << 10)
 
@@ -113,6 +113,16 @@ int bdx_run_check(struct bdx_run *run, const struct bd_buffer *b)
 int bdx_run_nomem(struct bdx_run *run)
 {
 	return bd_error_set(run->err, -ENOMEM, "%s: out of memory for a text", run->name);
+}
+
+int bdx_run_clock(struct bdx_run *run)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return now.tv_sec <= run->deadline ? 0 :
+	       bd_error_set(run->err, -EINVAL, "%s: this tokenizer takes too long for this text",
+			    run->name);
 }
 
 /* --- Opening --- */

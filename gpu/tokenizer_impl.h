@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tokenizer_impl.h: what the files of the tokenizer share; only they include it.
+/* tokenizer_impl.h: what the files of the tokenizer share; only they and their test include
+ * it.
  *
  * A text goes through these stages, in each of which it is one buffer cut into pieces:
  *
@@ -73,7 +74,7 @@ struct bdx_run {
 	struct bdx_candidate *heap;
 	size_t symbols_capacity;
 	size_t text_limit; /* a hostile file could make a text grow without end */
-	time_t deadline;   /* or look for a pattern that takes ages; CLOCK_MONOTONIC, seconds */
+	time_t deadline;   /* or have work without end; CLOCK_MONOTONIC, seconds */
 };
 
 void bdx_run_init(struct bdx_run *run, const struct bdx_tokenizer *t, size_t size,
@@ -86,6 +87,8 @@ int bdx_run_add_id(struct bdx_run *run, int32_t token);
 /* Is the buffer complete and not larger than a text may become? */
 int bdx_run_check(struct bdx_run *run, const struct bd_buffer *b);
 int bdx_run_nomem(struct bdx_run *run);
+/* -EINVAL once the deadline has passed. Whatever can take longer than a pass over the text asks. */
+int bdx_run_clock(struct bdx_run *run);
 /* Room for one more item of `size` bytes in an array: the array, perhaps moved, or NULL. */
 void *bdx_grow(void *data, size_t count, size_t *capacity, size_t size);
 

@@ -130,6 +130,23 @@ check "another seed, another text" bash -c '! cmp -s "$@"' - one.txt \
 generate kjv.bdelta --base "$B" -p "And the" -n 20 --temperature 0 >delta.txt
 same "generate from a delta: exit status" 0 $?
 check "without a prompt" generate kjv.bdelta --base "$B" -n 5
+refuses "a prompt of more tokens than there are positions" 1 \
+	"the prompt has [0-9]* tokens, but the model only 512 positions" \
+	generate "$F" -n 5 -p "$(printf 'word %.0s' {1..1000})"
+generate "$F" -n 400 --temperature 0 -p "$(printf 'word %.0s' {1..150})" >long.txt 2>long.err
+same "more tokens than there are positions: exit status" 0 $?
+check "more tokens than there are positions: a note" grep -qE \
+	'^note: at most [0-9]+ tokens can follow a prompt of [0-9]+: the model has 512 positions$' long.err
+cp -r "$F" greedy
+sed -i 's/"max_position_embeddings": 512/"max_position_embeddings": 1000000000/' greedy/config.json
+python3 - <<'END'
+import json
+t = json.load(open("greedy/tokenizer.json"))
+t["normalizer"] = {"type": "Replace", "pattern": {"String": "a"}, "content": 60 * "\u00e9"}
+json.dump(t, open("greedy/tokenizer.json", "w"))
+END
+refuses "a tokenizer that makes much of little" 1 "greedy: tokenizer.json makes [0-9]* tokens of 100 bytes" \
+	generate greedy -p "$(printf 'a%.0s' {1..100})"
 refuses "a delta without its base" 1 "base" generate kjv.bdelta -n 5
 refuses "no such model" 1 "^bitdelta generate: .*/nope" generate /nope -n 5
 

@@ -13,8 +13,10 @@
 #include <pthread.h>
 #include <time.h>
 
+#include "stream.h"
 #include "testdata.h"
 #include "tokenizer_impl.h"
+#include "utf8.h"
 
 #define MEGABYTE ((size_t)1 << 20)
 #define ADDED(members) "'added_tokens':[" members "],"
@@ -640,6 +642,30 @@ static char *repeat(const char *text, size_t size)
 }
 
 /* A file that makes texts grow without end, or that looks for a pattern for ever. */
+/* What the stages of a tokenizer do with a text when there is no time left. */
+static void clock_has_run_out(const char *parts, const char *text, size_t size)
+{
+	struct bdx_tokenizer *t = open_json(td_format("{" MODEL("", "'a':0,'aa':1,'aaaa':2", "'a a','aa aa'")
+						      "%s}", parts));
+	struct bdx_run run;
+	bool first = true;
+	int rc = 0;
+
+	bdx_run_init(&run, t, size, &err);
+	run.deadline = 0;
+	bd_buffer_append(&run.text, text, size);
+	if (t->normalizer.count)
+		rc = bdx_normalize(&t->normalizer, &run, text, size, &first);
+	else if (t->pretokenizer.count)
+		rc = bdx_pretokenize(&t->pretokenizer, &run);
+	else
+		rc = bdx_bpe_encode(&t->bpe, &run, text, size);
+	assert_int_equal(rc, -EINVAL);
+	assert_non_null(strstr(err.text, "takes too long"));
+	bdx_run_free(&run);
+	bdx_tokenizer_close(t);
+}
+
 static void hostile(void **state)
 {
 	char *text = repeat("a", MEGABYTE);
@@ -675,6 +701,19 @@ static void hostile(void **state)
 	bdx_run_free(&run);
 	bdx_pattern_close(p);
 	free(text);
+	/* Every stage looks at the clock. */
+	clock_has_run_out(",'normalizer':{'type':'Lowercase'}", "a", 1);
+	clock_has_run_out(",'pre_tokenizer':{'type':'WhitespaceSplit'}", "a", 1);
+	text = repeat("a", (size_t)1 << 18);
+	clock_has_run_out("", text, (size_t)1 << 18);
+	free(text);
+	t = open_json("{'decoder':{'type':'Fuse'}," MODEL("", "'a':0", "") "}");
+	bdx_run_init(&run, t, 1, &err);
+	run.deadline = 0;
+	assert_int_equal(bdx_decode(&t->decoder, &run), -EINVAL);
+	assert_non_null(strstr(err.text, "takes too long"));
+	bdx_run_free(&run);
+	bdx_tokenizer_close(t);
 }
 
 #define GPT4 \
@@ -779,6 +818,71 @@ static void *encode_in_thread(void *data)
 	return NULL;
 }
 
+static void add_text(void *context, const char *text, size_t size)
+{
+	uint32_t code;
+
+	for (size_t at = 0, length; at < size; at += length) {
+		length = bd_utf8_decode(text + at, size - at, &code);
+		assert_true(length > 0);
+	}
+	bd_buffer_append(context, text, size);
+}
+
+/* Tokens one by one give the text that they have together, and never cost more than some before. */
+static void streams(void **state)
+{
+	static const char *const tokenizers[] = {
+		/* Bytes that are characters only together, spaces in the front that are taken away. */
+		"{" ADDED(TOKEN("<s>", ""))
+		"'decoder':{'type':'Sequence','decoders':[{'type':'Replace','pattern':{'String':'\u2581'},"
+		"'content':' '},{'type':'ByteFallback'},{'type':'Fuse'},{'type':'Strip','content':' ','start':1,"
+		"'stop':0}]}," MODEL("'byte_fallback':true,", "'\u2581a':1,'\u2581':2,'b':3,'<0xC3>':4,'<0xA9>':5,"
+				     "'<0xE2>':6,'\u00e9':7", "") "}",
+		"{" ADDED(TOKEN("<s>", ""))
+		"'decoder':{'type':'ByteLevel'}," MODEL("", "'a':1,'\u0120':2,'\u0120b':3,'\u00c3':4,'\u00a9':5,"
+							  "'\u00e2':6,'\u0122':7", "") "}",
+		"{" ADDED(TOKEN("<s>", ""))
+		"'decoder':{'type':'Metaspace','replacement':'\u2581'},"
+		MODEL("", "'\u2581a':1,'\u2581':2,'b':3,'c':4,'d':5,'e':6,'f':7", "") "}",
+		"{" ADDED(TOKEN("<s>", "")) MODEL("", "'a':1,'b':2,'c':3,'d':4,'e':5,'f':6,'g':7", "") "}",
+	};
+	/* Which tokens are drawn, and how many. */
+	static const char *const draws[] = { "1237", "0", "02", "01", "123456", "45", "6", "2" };
+
+	(void)state;
+	for (size_t k = 0; k < sizeof(tokenizers) / sizeof(*tokenizers); k++) {
+		struct bdx_tokenizer *t = open_json(tokenizers[k]);
+
+		for (size_t d = 0; d < sizeof(draws) / sizeof(*draws); d++) {
+			struct bd_buffer out = { 0 };
+			struct bdx_stream s = { .tokenizer = t, .write = add_text, .context = &out };
+			int32_t tokens[1500];
+			size_t size;
+			char *text;
+
+			for (size_t i = 0; i < 1500; i++) {
+				tokens[i] = draws[d][(i * i * 7 + i / 3) % strlen(draws[d])] - '0';
+				if (i % 5 == 4) /* the rest of a character */
+					tokens[i] = tokens[i - 1] == 4 ? 5 : tokens[i];
+				assert_int_equal(bdx_stream_take(&s, tokens, i + 1, i == 1499, &err), 0);
+				assert_true(i + 1 - s.from < 600);
+			}
+			assert_int_equal(bdx_tokenizer_decode(t, tokens, 1500, true, &text, &size, &err), 0);
+			bd_buffer_append(&out, "", 0);
+			/* A run of byte tokens that is no text is replaced as a whole, of which a part is out. */
+			if (k == 0 && strchr(draws[d], '5'))
+				assert_true(out.size > 0);
+			else if (out.size != size || memcmp(out.data, text, size) != 0)
+				fail_msg("%zu, %s: '%.300s' (%zu), expected '%.300s' (%zu)", k, draws[d],
+					 out.data, out.size, text, size);
+			free(text);
+			bd_buffer_free(&out);
+		}
+		bdx_tokenizer_close(t);
+	}
+}
+
 static void threads(void **state)
 {
 	struct bdx_tokenizer *t = open_nano();
@@ -825,6 +929,7 @@ int main(void)
 		cmocka_unit_test(hostile),
 		cmocka_unit_test(linear_time),
 		cmocka_unit_test(shipped),
+		cmocka_unit_test(streams),
 		cmocka_unit_test(threads),
 	};
 
