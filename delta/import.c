@@ -11,6 +11,7 @@
 #include "import.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -192,8 +193,10 @@ static int copy_raw(struct import *im, struct bd_item *item, uint64_t from, uint
 	const struct bd_tensor *t = item->entry->tensor;
 	uint64_t start = from ? t->size / t->shape[0] * from : 0;
 
-	return bd_store_copy(im->container, item->file, t->offset + start, t->size - start, offset,
-			     im->look.stop, from ? item->entry->tail_xxh128 : item->entry->xxh128, err);
+	if (!from)
+		item->special = 0; /* counted anew */
+	return bd_store_copy(im->container, item->file, t->offset + start, t->size - start, offset, t->dtype,
+			     &item->special, im->look.stop, from ? item->entry->tail_xxh128 : item->entry->xxh128, err);
 }
 
 /* Items that were not sign-coded, and what is left of those that were. */
@@ -331,6 +334,24 @@ static void note_unrelated(const struct import *im)
 			       "keep such a difference", im->options->base, im->options->fine);
 }
 
+static void note_special(const struct import *im)
+{
+	const struct bd_item *first = NULL;
+	uint64_t count = 0;
+	size_t tensors = 0;
+
+	for (size_t i = 0; i < im->plan.item_count; i++)
+		if (im->plan.items[i].special) {
+			first = first ? first : &im->plan.items[i];
+			count += im->plan.items[i].special;
+			tensors++;
+		}
+	if (first)
+		bd_import_note(im->options, "%" PRIu64 " numbers of %s in %zu tensors are infinite or not a number, the "
+			       "first in '%s': such a fine-tune is broken, or was not saved whole; they are kept as they "
+			       "are", count, im->options->fine, tensors, first->entry->tensor->name);
+}
+
 static int run(struct import *im, struct bd_error *err)
 {
 	int rc = run_exact(im, 64, 65, err);
@@ -356,8 +377,10 @@ static int run(struct import *im, struct bd_error *err)
 		rc = bd_error_set(err, -EINTR, "interrupted");
 	if (rc == 0)
 		rc = bd_output_commit(im->container->output, err);
-	if (rc == 0)
+	if (rc == 0) {
+		note_special(im);
 		note_unrelated(im);
+	}
 	return rc;
 }
 

@@ -26,19 +26,28 @@ bool bd_scale_parse(const char *name, enum bd_scale *scale);
  * model pairs: 1.4. */
 #define BD_ATTENUATION 1.4
 
+/* The fine-tune's tensors whose names begin with `from` are the base's with `to` in its place. The longest `from`
+ * decides; where the base has no such tensor, the name stays. */
+struct bd_rename {
+	const char *from, *to;
+};
+
 struct bd_import_options {
 	const char *base, *fine, *out; /* out must end in ".bdelta" */
 	enum bd_scale scale;
 	double attenuation;
 	const struct bd_rule *rules; /* after the defaults of policy.h, the last match decides */
 	size_t rule_count;
+	const struct bd_rename *renames;
+	size_t rename_count;
 	unsigned threads; /* 0: one per core */
-	bool force;       /* import although the two configurations name different architectures */
+	bool force;       /* import although the two configurations name different architectures, or most weights
+			   * have no counterpart in the base */
 	struct bd_watch watch;
 };
 
 /* Errors: -EINVAL the inputs do not fit together (the sentence names the tensor, both shapes and
- * what to do); -EINTR cancelled; those of reading and writing. */
+ * what to do), or a rule or a rename concerns no tensor; -EINTR cancelled; those of reading and writing. */
 int bd_import(const struct bd_import_options *options, struct bd_error *err);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* import_impl.h: what import.c (order, writing), import_plan.c (what to try) and import_tensor.c
- * (looking at one tensor) share. Private. */
+/* import_impl.h: what import.c (order, writing), import_plan.c (what to try), import_match.c
+ * (what belongs together) and import_tensor.c (looking at one tensor) share. Private. */
 #ifndef BD_IMPORT_IMPL_H
 #define BD_IMPORT_IMPL_H
 
@@ -14,6 +14,8 @@
 struct bd_item {
 	struct bd_entry *entry;            /* of the delta being built; its tensor is the fine-tune's */
 	struct bd_file *file;              /* where that lies, at entry->tensor->offset */
+	const struct bd_base_tensor *match; /* the base's tensor of this name, renamed; NULL: none */
+	bool worthy;                       /* would be signs over a base tensor of its shape */
 	const struct bd_base_tensor *base; /* to be compared with; NULL: exact without looking */
 	bool sign;                         /* to be sign-coded, unless it turns out to be the same */
 	uint64_t head;                     /* slices of the first dimension to be compared; all where
@@ -23,6 +25,7 @@ struct bd_item {
 	float *scales;                     /* rows then cols; malloced */
 	bool usable;                       /* signs and scales are finite and may be stored */
 	bool same;                         /* the head is bit-identical to the base's */
+	uint64_t special;                  /* numbers that are infinite or not a number */
 	double change;                     /* ||fine - base|| / ||base|| on the sampled rows */
 };
 
@@ -43,6 +46,14 @@ struct bd_plan {
 int bd_plan_make(struct bd_plan *plan, struct bd_error *err);
 /* An upper bound of the header of what the plan can lead to. */
 uint64_t bd_plan_header_bound(const struct bd_plan *plan);
+
+/* import_match.c: the base's tensor that the fine-tune's NAME is compared with, by the renames; NULL: none. */
+const struct bd_base_tensor *bd_match_find(const struct bd_plan *plan, const char *name);
+/* Errors: -EINVAL a rule or a rename concerns no tensor. */
+int bd_match_check_options(const struct bd_plan *plan, struct bd_error *err);
+/* Tell of weights without a counterpart in the base. Errors: -EINVAL they are more than half of all, or nothing is
+ * `related`. */
+int bd_match_report(const struct bd_plan *plan, bool related, struct bd_error *err);
 
 /* Tell the program something that is no error. */
 void bd_import_note(const struct bd_import_options *options, const char *format, ...)

@@ -115,10 +115,31 @@ static void keep_base(struct bd_item *item, const struct bd_base_tensor *b, uint
 
 	item->base = b;
 	item->head = head;
+	if (strcmp(e->tensor->name, b->tensor->name) != 0)
+		e->base_name = (char *)b->tensor->name; /* borrowed */
 	e->base_dtype = b->tensor->dtype;
 	e->base_dims = b->tensor->dims;
 	e->base_shape = b->tensor->shape;
 	e->base_sample = b->sample;
+}
+
+/* DeepSpeed's ZeRO-3 leaves empty tensors in place of the weights that lie on other ranks. */
+static int refuse_empty(const struct bd_plan *plan, const struct bd_tensor *fine, const struct bd_tensor *base,
+			struct bd_error *err)
+{
+	const struct bd_import_options *o = plan->options;
+	char have[200], want[200];
+
+	bd_tensor_shape_text(fine, have, sizeof(have));
+	bd_tensor_shape_text(base, want, sizeof(want));
+	if (fine->count)
+		return bd_error_set(err, -EINVAL, "tensor '%s' is empty (shape %s) in the base %s and has shape %s in "
+				    "the fine-tune %s: give a whole base, or keep the tensor whole with --raw '%s'",
+				    fine->name, want, o->base, have, o->fine, fine->name);
+	return bd_error_set(err, -EINVAL, "tensor '%s' is empty (shape %s) in the fine-tune %s and has shape %s in the "
+			    "base %s: DeepSpeed ZeRO-3 saves such placeholders; run its zero_to_fp32.py, or train with "
+			    "stage3_gather_16bit_weights_on_model_save, and import the whole weights", fine->name,
+			    have, o->fine, want, o->base);
 }
 
 /* Decide what to try for one tensor. Exact without a look at the base (item->base NULL) is the
@@ -128,7 +149,7 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 	const struct bd_import_options *o = plan->options;
 	struct bd_entry *e = item->entry;
 	const struct bd_tensor *t = e->tensor;
-	const struct bd_base_tensor *b = bd_base_find(plan->base, t->name);
+	const struct bd_base_tensor *b = bd_match_find(plan, t->name);
 	char have[200], want[200];
 	bool by_rule, may_sign, grown;
 	enum bd_wish wish = bd_policy_wish(t, o->rules, o->rule_count, &by_rule);
@@ -140,6 +161,11 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 		return bd_error_set(err, -EINVAL, "%s: the name of tensor '%.64s...' has %zu bytes, and at most "
 				    "%zu can be kept", o->fine, t->name, strlen(t->name),
 				    BD_MAX_NAME - strlen("sign/"));
+	item->match = b;
+	item->worthy = wish == BD_WISH_SIGN && t->dims >= 2 && t->count && bd_dtype_is_weight(t->dtype) &&
+		       pays(t, t->count / bd_tensor_cols(t), bd_tensor_cols(t));
+	if (b && (t->count == 0) != (b->tensor->count == 0) && !(by_rule && wish == BD_WISH_EXACT))
+		return refuse_empty(plan, t, b->tensor, err);
 	if (!b || t->count == 0)
 		return 0;
 	grown = !bd_tensor_same_shape(t, b->tensor);
@@ -262,6 +288,7 @@ static bool has_weight(const struct bd_checkpoint *c)
 int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
 {
 	struct bd_delta *d = plan->delta;
+	bool related;
 	int rc = check_architecture(plan, err);
 
 	if (rc == 0)
@@ -285,11 +312,9 @@ int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
 		}
 	}
 	/* A norm that nobody trained has the same name and shape in models of every kind. */
-	if (plan->related == 0 || (plan->related == RELATED_VECTOR && has_weight(plan->fine)))
-		return bd_error_set(err, -EINVAL, "%s has nothing in common with the base %s (no tensor "
-				    "of the same name and shape): give the base that it was made from",
-				    plan->options->fine, plan->options->base);
-	return 0;
+	related = plan->related != 0 && (plan->related != RELATED_VECTOR || !has_weight(plan->fine));
+	rc = bd_match_check_options(plan, err);
+	return rc < 0 ? rc : bd_match_report(plan, related, err);
 }
 
 bool bd_item_is_resized(const struct bd_item *item)

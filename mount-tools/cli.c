@@ -13,10 +13,11 @@
 #include <unistd.h>
 
 #include "summary.h"
+#include "units.h"
 #include "utf8.h"
 
 #define BAR 30 /* characters */
-#define MAX_OPTIONS 16
+#define MAX_OPTIONS 32
 #define LONG 256 /* what getopt_long calls the first long option: above all letters */
 
 static atomic_int cancelled; /* set by signal handlers, read by workers */
@@ -269,20 +270,7 @@ double progress_end(struct progress *p)
 
 char *format_bytes(uint64_t bytes, char buf[32])
 {
-	static const char units[] = " kMGTPE";
-	double value = (double)bytes;
-	int unit = 0;
-
-	while (value >= 999.5 && units[unit + 1]) {
-		value /= 1000;
-		unit++;
-	}
-	if (unit == 0)
-		snprintf(buf, 32, "%d B", (int)bytes);
-	else
-		snprintf(buf, 32, "%.*f %cB", value < 9.995 ? 2 : value < 99.95 ? 1 : 0, value,
-			 units[unit]);
-	return buf;
+	return bd_units_bytes(bytes, buf);
 }
 
 void print_plain(const char *text)

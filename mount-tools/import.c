@@ -26,7 +26,10 @@ static const char help[] =
 "  --attenuation F      factor on the closed-form scales (default 1.4)\n"
 "  --sign GLOB          also code tensors of these names by signs; may repeat\n"
 "  --raw GLOB           keep tensors of these names exact; may repeat, the last match decides\n"
-"  --force              import although the configurations name different architectures\n"
+"  --rename OLD=NEW     look for the tensors of FINE that begin with OLD under NEW in BASE, if only the\n"
+"                       prefix differs; either may be empty; may repeat, the longest OLD decides\n"
+"  --force              import although the configurations name different architectures, or most\n"
+"                       weights have no counterpart in BASE\n"
 "  --device DEVICE      where to distil: auto (the default), cpu, cuda or cuda:N\n"
 "  --steps N            of distillation (default 200); 0: none, closed-form scales\n"
 "  --calib FILE         text, JSON lines or token numbers to distil with\n"
@@ -47,6 +50,8 @@ static const char help[] =
 struct arguments {
 	struct bd_import_options options;
 	struct bd_rule *rules;
+	struct bd_rename *renames;
+	const char *wrong_rename; /* the first that is not OLD=NEW */
 	char *default_out;
 	const char *scale, *attenuation; /* as given; NULL if not */
 	struct engine_arguments engine;
@@ -91,6 +96,20 @@ static void take_raw(void *context, const char *glob)
 	a->rules[a->options.rule_count++] = (struct bd_rule){ false, glob };
 }
 
+static void take_rename(void *context, const char *text)
+{
+	struct arguments *a = context;
+	const char *equals = strchr(text, '=');
+	char *from = equals ? strndup(text, (size_t)(equals - text)) : NULL;
+
+	if (from && strcmp(from, equals + 1) != 0) {
+		a->renames[a->options.rename_count++] = (struct bd_rename){ from, equals + 1 };
+		return;
+	}
+	free(from);
+	a->wrong_rename = a->wrong_rename ? a->wrong_rename : text;
+}
+
 /* The values that are more than names, and what is missing. Returns the exit status. */
 static int settle(const struct command *command, int argc, char **argv, struct arguments *a)
 {
@@ -100,6 +119,9 @@ static int settle(const struct command *command, int argc, char **argv, struct a
 	if (a->scale && !bd_scale_parse(a->scale, &o->scale))
 		return command_usage(command, "--scale is tensor, row or rank1, not '%s'",
 				     a->scale);
+	if (a->wrong_rename)
+		return command_usage(command, "--rename is OLD=NEW, two prefixes of names, not '%s'",
+				     a->wrong_rename);
 	status = command_real(command, "--attenuation", a->attenuation, 1e-6, 1e6, &o->attenuation);
 	if (status == EXIT_OK)
 		status = engine_settle(command, &a->engine, 0, &a->distill);
@@ -133,6 +155,7 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 		{ "attenuation", .value = &a->attenuation },
 		{ "sign", .take = take_sign, .context = a },
 		{ "raw", .take = take_raw, .context = a },
+		{ "rename", .take = take_rename, .context = a },
 		{ "force", .flag = &o->force },
 		{ "device", .value = &a->engine.device },
 		{ "steps", .value = &a->engine.steps },
@@ -149,7 +172,8 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 	o->attenuation = BD_ATTENUATION;
 	bdx_distill_defaults(&a->distill);
 	o->rules = a->rules = calloc((size_t)argc, sizeof(*a->rules));
-	if (!a->rules) {
+	o->renames = a->renames = calloc((size_t)argc, sizeof(*a->renames));
+	if (!a->rules || !a->renames) {
 		*status = out_of_memory(command);
 		return false;
 	}
@@ -262,6 +286,9 @@ static int run(const struct command *command, int argc, char **argv)
 		if (rc < 0)
 			status = command_fail(command, &err);
 	}
+	for (size_t i = 0; i < a.options.rename_count; i++)
+		free((char *)a.renames[i].from);
+	free(a.renames);
 	free(a.rules);
 	free(a.default_out);
 	return status;
