@@ -22,4 +22,8 @@ unsigned bd_dtype_bits(enum bd_dtype dtype);
 /* True for the types that sign encoding rebuilds: BF16, F16 and F32. */
 bool bd_dtype_is_weight(enum bd_dtype dtype);
 
+/* How many of the numbers in `size` bytes are infinite or not a number (of complex ones, each part counts). 0 for
+ * types that have no such numbers, and for F8_E8M0 and the FNUZ types, whose one NaN is not looked for. */
+uint64_t bd_dtype_count_special(enum bd_dtype dtype, const void *data, size_t size);
+
 #endif

@@ -174,6 +174,15 @@ static int hash_base(struct bd_item *item, const struct bd_look *look, XXH3_stat
 	return 0;
 }
 
+static bool all_finite(const double *numbers, uint64_t count)
+{
+	bool finite = true;
+
+	for (uint64_t i = 0; i < count; i++)
+		finite &= isfinite(numbers[i]) != 0;
+	return finite;
+}
+
 int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct bd_error *err)
 {
 	struct bd_entry *e = item->entry;
@@ -226,6 +235,9 @@ int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct b
 				i * e->cols, &stats);
 		for (uint64_t j = 0; j < e->cols; j++)
 			col_abs[j] += col_part[j];
+		/* A number that is not finite makes the sum of its row such a one. */
+		if (!all_finite(row_abs + i, n))
+			item->special += bd_dtype_count_special(t->dtype, fine, n * row_size);
 		atomic_fetch_add(look->done, n * row_size);
 	}
 	rc = hash_base(item, look, hash, e->rows * base_row, base, err);
@@ -275,6 +287,7 @@ int bd_item_look_same(struct bd_item *item, const struct bd_look *look, struct b
 			item->same = false;
 			goto out;
 		}
+		item->special += bd_dtype_count_special(t->dtype, fine, n);
 		XXH3_128bits_update(hash, base, n);
 	}
 	rc = hash_base(item, look, hash, size, base, err);

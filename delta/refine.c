@@ -126,8 +126,8 @@ static int copy_tensor(struct refinement *r, const struct bd_tensor *t, struct b
 				    &offset, err);
 
 	if (rc == 0)
-		rc = bd_store_copy(r->container, r->delta->file, t->offset, t->size, offset,
-				   r->stop, found, err);
+		rc = bd_store_copy(r->container, r->delta->file, t->offset, t->size, offset, t->dtype,
+				   NULL, r->stop, found, err);
 	if (rc == 0 && wanted && strcmp(found, wanted) != 0)
 		rc = bd_error_set(err, -EIO, "%s: '%s' at byte %" PRIu64 " is damaged: its hash is %s, "
 				  "expected %s", r->delta->file->path, t->name, t->offset, found, wanted);

@@ -29,7 +29,8 @@ int bd_store_check_name(const char *path, struct bd_error *err)
 }
 
 int bd_store_copy(struct bd_container *c, struct bd_file *file, uint64_t from, uint64_t size,
-		  uint64_t to, const atomic_int *stop, char xxh128[BD_HASH], struct bd_error *err)
+		  uint64_t to, enum bd_dtype dtype, uint64_t *special, const atomic_int *stop,
+		  char xxh128[BD_HASH], struct bd_error *err)
 {
 	XXH3_state_t *hash = XXH3_createState();
 	char *buf = malloc(CHUNK);
@@ -51,6 +52,8 @@ int bd_store_copy(struct bd_container *c, struct bd_file *file, uint64_t from, u
 		if (rc < 0)
 			goto out;
 		XXH3_128bits_update(hash, buf, n);
+		if (special)
+			*special += bd_dtype_count_special(dtype, buf, n);
 	}
 	bd_hash_text(XXH3_128bits_digest(hash), xxh128);
 out:

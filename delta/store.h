@@ -16,10 +16,12 @@
 int bd_store_check_name(const char *path, struct bd_error *err);
 
 /* Copy `size` bytes of FILE from the offset `from` to the offset `to` of the output, which has
- * been given (bd_container_place); their hash goes to xxh128. For any number of threads. -EINTR
- * where `stop`, which may be NULL, became non-zero. */
+ * been given (bd_container_place); their hash goes to xxh128. Numbers of the
+ * type `dtype` among them that are infinite or not a number are added to *special, unless that is NULL. For any
+ * number of threads. -EINTR where `stop`, which may be NULL, became non-zero. */
 int bd_store_copy(struct bd_container *c, struct bd_file *file, uint64_t from, uint64_t size,
-		  uint64_t to, const atomic_int *stop, char xxh128[BD_HASH], struct bd_error *err);
+		  uint64_t to, enum bd_dtype dtype, uint64_t *special, const atomic_int *stop,
+		  char xxh128[BD_HASH], struct bd_error *err);
 
 /* Place and write all scales; none where there are none. */
 int bd_store_scales(struct bd_container *c, const float *scales, uint64_t count,
