@@ -25,59 +25,68 @@
 
 /* --- what may be read --- */
 
-static int add(struct bdfs_sandbox *s, int fd)
-{
-	int *fds = reallocarray(s->fds, s->count + 1, sizeof(*fds));
-
-	if (!fds) {
-		close(fd);
-		return -ENOMEM;
-	}
-	s->fds = fds;
-	fds[s->count++] = fd;
-	return 0;
-}
-
-/* Is it one of the directories that are noted? */
+/* Is it among what is noted, with all below it? */
 static bool is_noted(const struct bdfs_sandbox *s, const struct stat *wanted)
 {
-	struct stat st;
-
 	for (size_t i = 0; i < s->count; i++)
-		if (fstat(s->fds[i], &st) == 0 && st.st_dev == wanted->st_dev &&
-		    st.st_ino == wanted->st_ino)
+		if (s->list[i].dev == wanted->st_dev && s->list[i].ino == wanted->st_ino)
 			return true;
 	return false;
 }
 
-/* PATH is a directory. */
-static int allow(struct bdfs_sandbox *s, const char *path)
+/* Takes FD, unless it was noted before. */
+static int add(struct bdfs_sandbox *s, int fd, const struct stat *st)
 {
-	int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	struct stat st;
+	struct bdfs_readable *list;
 
-	if (fd < 0)
-		return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : 0;
-	if (fstat(fd, &st) < 0 || is_noted(s, &st)) {
+	if (is_noted(s, st)) {
 		close(fd);
 		return 0;
 	}
-	return add(s, fd);
+	list = reallocarray(s->list, s->count + 1, sizeof(*list));
+	if (!list) {
+		close(fd);
+		return -ENOMEM;
+	}
+	s->list = list;
+	list[s->count++] = (struct bdfs_readable){ fd, S_ISDIR(st->st_mode), st->st_dev, st->st_ino };
+	return 0;
 }
 
-/* The directory of the file that PATH means when all links are followed. */
-static int allow_target(struct bdfs_sandbox *s, const char *path)
+/* PATH for noting, else -1; *r is 0 where it just cannot be had. */
+static int open_path(const char *path, int flags, struct stat *st, int *r)
 {
-	char *target = realpath(path, NULL), *slash;
-	int r = 0;
+	int fd = open(path, O_PATH | O_CLOEXEC | flags);
 
-	if (!target)
-		return errno == ENOMEM ? -errno : 0; /* a link that leads nowhere */
-	slash = strrchr(target, '/');
-	slash[slash == target] = '\0';
-	r = allow(s, target);
-	free(target);
-	return r;
+	*r = fd >= 0 || (errno != EMFILE && errno != ENFILE && errno != ENOMEM) ? 0 : -errno;
+	if (fd >= 0 && fstat(fd, st) < 0) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
+static int allow(struct bdfs_sandbox *s, const char *directory)
+{
+	struct stat st;
+	int r, fd = open_path(directory, O_DIRECTORY, &st, &r);
+
+	return fd < 0 ? r : add(s, fd, &st);
+}
+
+static bool is_root(const struct stat *st)
+{
+	struct stat root;
+
+	return stat("/", &root) == 0 && root.st_dev == st->st_dev && root.st_ino == st->st_ino;
+}
+
+/* The root of whatever is mounted; where the kernel does not tell, it has no Landlock either. */
+static bool is_mount_root(int fd)
+{
+	struct statx x;
+
+	return statx(fd, "", AT_EMPTY_PATH, 0, &x) < 0 || x.stx_attributes & STATX_ATTR_MOUNT_ROOT;
 }
 
 static bool has_suffix(const char *name, const char *suffix)
@@ -87,18 +96,55 @@ static bool has_suffix(const char *name, const char *suffix)
 	return n >= m && !strcmp(name + n - m, suffix);
 }
 
-/* A directory, and what the links in it with names ending with SUFFIX lead to. */
-static int allow_with_links(struct bdfs_sandbox *s, const char *path, const char *suffix)
+/* The regular file that PATH means when all links are followed, and the directory of such files that it
+ * is in. */
+static int allow_target(struct bdfs_sandbox *s, const char *path)
+{
+	char *target = realpath(path, NULL), *slash;
+	struct stat file, parent, entry;
+	int r = 0, fd = -1, directory = -1;
+
+	if (!target)
+		return errno == ENOMEM ? -errno : 0; /* a link that leads nowhere */
+	fd = open_path(target, O_NOFOLLOW, &file, &r);
+	if (fd < 0 || !S_ISREG(file.st_mode))
+		goto out;
+	slash = strrchr(target, '/');
+	*slash = '\0';
+	directory = open_path(slash == target ? "/" : target, O_DIRECTORY | O_NOFOLLOW, &parent, &r);
+	if (directory < 0)
+		goto out;
+	/* It is covered already, or else is the file still in that directory? */
+	if (is_noted(s, &parent))
+		goto out;
+	if ((has_suffix(slash + 1, ".bdelta") || has_suffix(slash + 1, ".safetensors")) &&
+	    !is_root(&parent) && !is_mount_root(directory) &&
+	    fstatat(directory, slash + 1, &entry, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    entry.st_dev == file.st_dev && entry.st_ino == file.st_ino) {
+		r = add(s, directory, &parent);
+		directory = -1;
+	} else {
+		r = add(s, fd, &file);
+		fd = -1;
+	}
+out:
+	if (fd >= 0)
+		close(fd);
+	if (directory >= 0)
+		close(directory);
+	free(target);
+	return r;
+}
+
+/* What the links in a directory, with names ending with SUFFIX, lead to. */
+static int allow_links(struct bdfs_sandbox *s, const char *path, const char *suffix)
 {
 	const struct dirent *entry;
 	struct stat st;
 	char *name;
-	DIR *dir;
-	int r = allow(s, path);
+	DIR *dir = opendir(path);
+	int r = 0;
 
-	if (r < 0)
-		return r;
-	dir = opendir(path);
 	while (dir && r == 0 && (entry = readdir(dir))) {
 		if (!has_suffix(entry->d_name, suffix))
 			continue;
@@ -119,27 +165,72 @@ static int allow_with_links(struct bdfs_sandbox *s, const char *path, const char
 	return r;
 }
 
+/* In an ENTRY of a Hugging Face cache, which may be a data set's, the files below ENTRY/snapshots are links
+ * into ENTRY/blobs, and so are those that are downloaded later. DIRECTORY is absolute and without links. */
+static int allow_blobs(struct bdfs_sandbox *s, const char *directory)
+{
+	static const char snapshots[] = "/snapshots/";
+	int r = 0;
+
+	for (const char *at = directory; r == 0 && (at = strstr(at, snapshots)); at++) {
+		struct stat st;
+		char *blobs, *entry;
+		int fd;
+
+		if (asprintf(&blobs, "%.*s/blobs", (int)(at - directory), directory) < 0)
+			return -ENOMEM;
+		blobs[at - directory] = '\0';
+		entry = strrchr(blobs, '/');
+		if (entry && strstr(entry, "--")) {
+			blobs[at - directory] = '/';
+			fd = open_path(blobs, O_DIRECTORY | O_NOFOLLOW, &st, &r);
+			if (fd >= 0)
+				r = add(s, fd, &st);
+		}
+		free(blobs);
+	}
+	return r;
+}
+
 /* .../models--org--name/snapshots/COMMIT: the entry may get another commit, so all of it. */
 static int allow_base(struct bdfs_sandbox *s, const char *path)
 {
 	struct bd_hub_place place;
 	struct bd_error err = { 0 };
-	char *parent, *slash;
+	char *slash;
 	int r;
 
 	if (bd_hub_resolve(&place, path, &err) < 0)
 		return err.code == -ENOMEM ? -ENOMEM : 0;
-	r = allow_with_links(s, place.directory, "");
+	r = allow(s, place.directory);
 	if (r == 0 && place.revision) {
-		parent = place.directory;
-		for (int i = 0; i < 2; i++) {
-			slash = strrchr(parent, '/');
-			if (slash && slash != parent)
+		char *entry = strdup(place.directory);
+
+		for (int i = 0; entry && i < 2; i++) {
+			slash = strrchr(entry, '/');
+			if (slash && slash != entry)
 				*slash = '\0';
 		}
-		r = allow(s, parent);
+		r = entry ? allow(s, entry) : -ENOMEM;
+		free(entry);
 	}
+	if (r == 0)
+		r = allow_blobs(s, place.directory);
+	if (r == 0)
+		r = allow_links(s, place.directory, "");
 	bd_hub_place_free(&place);
+	return r;
+}
+
+/* PATH, a directory of deltas, or of one that was given by name. */
+static int allow_deltas(struct bdfs_sandbox *s, const char *path)
+{
+	char *real = realpath(path, NULL);
+	int r = real ? allow(s, real) : errno == ENOMEM ? -ENOMEM : 0;
+
+	if (real && r == 0)
+		r = allow_blobs(s, real);
+	free(real);
 	return r;
 }
 
@@ -150,16 +241,17 @@ static int allow_delta(struct bdfs_sandbox *s, const char *path)
 	char *parent;
 	int r;
 
-	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-		return allow_with_links(s, path, ".bdelta");
-	r = allow_target(s, path);
-	if (r < 0)
-		return r;
-	/* Where the file is replaced, if it is a link to elsewhere. */
+	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+		r = allow_deltas(s, path);
+		return r < 0 ? r : allow_links(s, path, ".bdelta");
+	}
+	/* Where the file is replaced, if it is a link to elsewhere; but for one file not all there is. */
 	parent = !slash ? strdup(".") : strndup(path, slash == path ? 1 : (size_t)(slash - path));
-	r = parent ? allow(s, parent) : -ENOMEM;
+	if (!parent)
+		return -ENOMEM;
+	r = stat(parent, &st) == 0 && !is_root(&st) ? allow_deltas(s, parent) : 0;
 	free(parent);
-	return r;
+	return r < 0 ? r : allow_target(s, path);
 }
 
 int bdfs_sandbox_prepare(struct bdfs_sandbox *s, char *const *bases, size_t base_count,
@@ -173,7 +265,7 @@ int bdfs_sandbox_prepare(struct bdfs_sandbox *s, char *const *bases, size_t base
 	for (size_t i = 0; i < delta_count && r == 0; i++)
 		r = allow_delta(s, deltas[i]);
 	if (r < 0)
-		return bd_error_set(err, r, "cannot note the directories for the sandbox: %s",
+		return bd_error_set(err, r, "cannot note what the sandbox is to leave readable: %s",
 				    strerror(-r));
 	return 0;
 }
@@ -181,8 +273,8 @@ int bdfs_sandbox_prepare(struct bdfs_sandbox *s, char *const *bases, size_t base
 void bdfs_sandbox_clear(struct bdfs_sandbox *s)
 {
 	for (size_t i = 0; i < s->count; i++)
-		close(s->fds[i]);
-	free(s->fds);
+		close(s->list[i].fd);
+	free(s->list);
 	*s = (struct bdfs_sandbox){ 0 };
 }
 
@@ -242,7 +334,8 @@ static int landlock(const struct bdfs_sandbox *s)
 	if (ruleset < 0)
 		return -errno;
 	for (size_t i = 0; i < s->count && r == 0; i++) {
-		const struct path_rule rule = { READ_FILE | READ_DIR, s->fds[i] };
+		const struct bdfs_readable *p = &s->list[i];
+		const struct path_rule rule = { p->directory ? READ_FILE | READ_DIR : READ_FILE, p->fd };
 
 		if (syscall(SYS_RULE, ruleset, RULE_PATH, &rule, 0) < 0)
 			r = -errno;

@@ -9,21 +9,33 @@
 #ifndef BDFS_SANDBOX_H
 #define BDFS_SANDBOX_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
 #include "error.h"
 #include "log.h"
 
-/* What stays readable, as descriptors, since the mount may cover the names. */
+/* A file, or a directory with all below it, that stays readable: a descriptor, since the mount may cover
+ * the name. */
+struct bdfs_readable {
+	int fd;
+	bool directory;
+	dev_t dev;
+	ino_t ino;
+};
+
 struct bdfs_sandbox {
-	int *fds;
+	struct bdfs_readable *list;
 	size_t count;
 };
 
-/* Note the directories of bases and deltas: of a base its directory, or the whole entry of a Hugging Face
- * cache; of a delta the directory it is in; and what symbolic links in them lead to at this time. Before
- * mounting. What does not exist is left out. -ENOMEM, -EMFILE. */
+/* Note what bases and deltas are read from: of a base its directory, or the whole entry of a Hugging Face
+ * cache; of a delta the directory it is in, and the blobs of such an entry. Whoever fills these directories
+ * can put symbolic links into them, so these open little: a regular file that one leads to at this time, and
+ * beside it only a directory of models, where the file may be replaced: if that is the file of a model by
+ * its name, and in no root of a filesystem. Links to directories open nothing. Before mounting. What does not
+ * exist is left out. -ENOMEM, -EMFILE. */
 int bdfs_sandbox_prepare(struct bdfs_sandbox *sandbox, char *const *bases, size_t base_count,
 			 char *const *deltas, size_t delta_count, struct bd_error *err);
 void bdfs_sandbox_clear(struct bdfs_sandbox *sandbox);

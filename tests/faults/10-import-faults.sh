@@ -138,8 +138,8 @@ if ${CC:-gcc} -shared -fPIC -O1 -o "$W/inject.so" "$faults/inject.c" -ldl 2>"$W/
 	each "no thread" thread 11 1 "cannot start a thread"
 	each "no threads at all" thread 11 100 "cannot start a thread" INJECT_ALL=1
 	n=$(calls malloc)
-	each "no memory" malloc 12 $((${n:-0} / 150 + 1)) "memory|Cannot allocate"
-	each "no memory from then on" malloc 12 $((${n:-0} / 50 + 1)) "memory|Cannot allocate|^$" INJECT_ALL=1
+	each "no memory" malloc 12 $((${n:-0} / 150 + 1)) "memory|Cannot allocate|cannot start a thread"
+	each "no memory from then on" malloc 12 $((${n:-0} / 50 + 1)) "memory|Cannot allocate|cannot start a thread|^$" INJECT_ALL=1
 
 	# Inputs that change while they are read.
 	for which in base kjv; do

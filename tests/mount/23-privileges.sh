@@ -49,7 +49,35 @@ else
 	ln -s ../outside/secret.bdelta "$W/links/linked.bdelta"
 	check "sandbox: mount with links" mount_at "$M" "$B" "deltas=$W/links"
 	check "sandbox: contents with links" diff -r "$W/truth/kjv" "$M/linked"
+	cp "$W/deltas/kjv.bdelta" "$W/outside/.new" && mv "$W/outside/.new" "$W/outside/secret.bdelta"
+	check "sandbox: remount after a target was replaced" "$MOUNT" "$B" "$M" -o remount
+	check "sandbox: what a link leads to may be replaced" diff -r "$W/truth/kjv" "$M/linked"
+	same "sandbox: nothing is rejected" "" "$(rejected)"
 	check "sandbox: umount with links" unmount "$M"
+	# Links to anything but regular files open nothing, and a file not all that is beside it.
+	mkdir "$W/tree" "$W/tree/sub"
+	cp "$W/deltas/kjv.bdelta" "$W/tree/hidden.bdelta"
+	cp "$W/deltas/kjv.bdelta" "$W/tree/hash"
+	ln -s "$W/tree/sub" "$W/links/dir.bdelta"
+	ln -s /etc "$W/links/etc.bdelta"
+	ln -s / "$W/links/root.bdelta"
+	ln -s "$W/tree/hash" "$W/links/hash.bdelta"
+	check "sandbox: mount with hostile links" mount_at "$M" "$B" "deltas=$W/links"
+	check "sandbox: a link to a file of any name" diff -r "$W/truth/kjv" "$M/hash"
+	ln -s "$W/tree/hidden.bdelta" "$W/links/escape.bdelta"
+	check "sandbox: a link to a directory or a file opens nothing beside it" soon is_rejected escape
+	check "sandbox: umount with hostile links" unmount "$M"
+	rm -r "$W/links"/{dir,etc,root,escape}.bdelta
+	# A Hugging Face cache with deltas, to which more are downloaded.
+	snapshot=$W/hub/models--me--tunes/snapshots/0123
+	blobs=$W/hub/models--me--tunes/blobs
+	mkdir -p "$snapshot" "$blobs"
+	download() { cp "$W/deltas/kjv.bdelta" "$blobs/$1" && ln -s "../../blobs/$1" "$snapshot/$1.bdelta"; }
+	check "sandbox: mount of a cache" mount_at "$M" "$B" "deltas=$snapshot"
+	download first
+	check "sandbox: a later download comes" soon test -e "$M/first"
+	check "sandbox: a later download is right" diff -r "$W/truth/kjv" "$M/first"
+	check "sandbox: umount of a cache" unmount "$M"
 	check "nosandbox: mount" mount_at "$M" "$B" "deltas=$D,nosandbox"
 	same "nosandbox: in use" none "$(stat_of "$M" 's["in_use"]["sandbox"]')"
 	pid=$(daemon_of "$M")
