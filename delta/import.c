@@ -352,6 +352,25 @@ static void note_special(const struct import *im)
 			       "are", count, im->options->fine, tensors, first->entry->tensor->name);
 }
 
+static void note_quantised(const struct import *im)
+{
+	size_t kept = 0;
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < im->plan.item_count; i++) {
+		const struct bd_entry *e = im->plan.items[i].entry;
+
+		if (e->encoding == BD_SAME || !bd_policy_is_quantised(&im->plan.policy, e->tensor))
+			continue;
+		kept++;
+		bytes += e->tensor->size;
+	}
+	if (kept)
+		bd_import_note(im->options, "quantised weights do not shrink here: %zu tensors, scales among "
+			       "them, are kept bit for bit (%.1f MB). The checkpoint that %s was quantised "
+			       "from would shrink", kept, (double)bytes / 1e6, im->options->fine);
+}
+
 static int run(struct import *im, struct bd_error *err)
 {
 	int rc = run_exact(im, 64, 65, err);
@@ -377,11 +396,12 @@ static int run(struct import *im, struct bd_error *err)
 		rc = bd_error_set(err, -EINTR, "interrupted");
 	if (rc == 0)
 		rc = bd_output_commit(im->container->output, err);
-	if (rc == 0) {
-		note_special(im);
-		note_unrelated(im);
-	}
-	return rc;
+	if (rc < 0)
+		return rc;
+	note_special(im);
+	note_unrelated(im);
+	note_quantised(im);
+	return 0;
 }
 
 /* ---- Beginning and end ---- */
@@ -430,6 +450,7 @@ static void end(struct import *im)
 	for (size_t i = 0; im->plan.delta && i < im->plan.delta->file_count; i++)
 		im->plan.delta->files[i].st = NULL; /* the checkpoint's */
 	free(im->scales);
+	bd_policy_free(&im->plan.policy);
 	free(im->plan.items);
 	free(im->queue);
 	bd_delta_close(im->plan.delta);

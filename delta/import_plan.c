@@ -11,10 +11,8 @@
 #include <zlib.h>
 
 #include "container.h"
-#include "json.h"
 #include "manifest.h"
 
-#define MAX_CONFIG ((size_t)16 << 20)
 #define MANIFEST_BOUND 65536 /* of its own, without headers and what grows with them */
 
 /* What a fine-tune has in common with its base. */
@@ -22,74 +20,52 @@ enum { RELATED_VECTOR = 1, RELATED_WEIGHT = 2 };
 
 #define NUMBER 14 /* bytes of the shape of a vector: 10^12 bytes at most */
 
-/* The string "model_type" of a config.json, malloced; *type stays NULL where there is none. */
-static int find_model_type(const char *text, size_t size, const char *path, char **type,
-			   struct bd_error *err)
-{
-	char key[256];
-	struct bd_json j;
-	int rc;
-
-	bd_json_init(&j, text, size, path, 0, err);
-	j.constants = true;
-	rc = bd_json_object(&j);
-	while (!*type && rc == 0 && (rc = bd_json_member(&j, key, sizeof(key), NULL)) > 0) {
-		if (strcmp(key, "model_type") == 0 && bd_json_peek(&j) == BD_JSON_STRING)
-			rc = bd_json_string_dup(&j, type, NULL);
-		else
-			rc = bd_json_skip(&j);
-	}
-	return rc < 0 ? rc : 0;
-}
-
-/* 0 also where there is no config.json, or one that cannot be read, which is no reason to refuse a
- * model but is said: then *type is NULL. */
-static int read_model_type(const struct bd_import_options *o, const struct bd_checkpoint *c,
-			   char **type, struct bd_error *err)
-{
-	struct bd_error why = { 0 };
-	char *path = NULL, *text = NULL;
-	size_t size;
-	int rc;
-
-	if (asprintf(&path, "%s/config.json", c->path) < 0)
-		return bd_error_set(err, -ENOMEM, "%s: out of memory", c->path);
-	rc = bd_file_slurp(path, MAX_CONFIG, &text, &size, err);
-	if (rc == 0) {
-		rc = find_model_type(text, size, path, type, &why);
-		if (rc == -EINVAL) {
-			bd_import_note(o, "%s: it is not known whether base and fine-tune have the same "
-				       "architecture", why.text);
-			rc = 0;
-		} else if (rc < 0 && err) {
-			*err = why;
-		}
-	}
-	free(text);
-	free(path);
-	return rc == -ENOENT ? 0 : rc;
-}
-
-static int check_architecture(struct bd_plan *plan, struct bd_error *err)
+/* Do both say that they are of one kind? */
+static int check_architecture(const struct bd_plan *plan, const char *base, const char *fine,
+			      struct bd_error *err)
 {
 	const struct bd_import_options *o = plan->options;
-	char *base = NULL, *fine = NULL;
-	int rc = read_model_type(o, plan->base->checkpoint, &base, err);
+
+	if (!base || !fine || strcmp(base, fine) == 0)
+		return 0;
+	if (!o->force)
+		return bd_error_set(err, -EINVAL, "wrong architecture: the base %s is '%s', the fine-tune %s "
+				    "is '%s' (model_type in config.json); give the base that the "
+				    "fine-tune was made from, or --force", o->base, base, o->fine, fine);
+	bd_import_note(o, "%s is '%s', %s is '%s': imported all the same, as forced", o->base, base,
+		       o->fine, fine);
+	return 0;
+}
+
+/* A configuration that cannot be read to its end is no reason to refuse a model, but is said. */
+static int read_config(const struct bd_import_options *o, struct bd_config *config,
+		       const struct bd_checkpoint *c, struct bd_error *err)
+{
+	int rc = bd_config_read(config, c, err);
+
+	if (rc == 0 && config->fault.code < 0)
+		bd_import_note(o, "%s: %s", config->fault.text, config->model_type ?
+			       "what stands after that is not known" :
+			       "it is not known whether base and fine-tune have the same architecture");
+	return rc;
+}
+
+/* Learn from what both models say of themselves. */
+static int read_configurations(struct bd_plan *plan, struct bd_error *err)
+{
+	struct bd_config base = { 0 }, fine = { 0 };
+	int rc = read_config(plan->options, &base, plan->base->checkpoint, err);
 
 	if (rc == 0)
-		rc = read_model_type(o, plan->fine, &fine, err);
-	if (rc == 0 && base && fine && strcmp(base, fine) != 0) {
-		if (o->force)
-			bd_import_note(o, "%s is '%s', %s is '%s': imported all the same, as forced",
-				       o->base, base, o->fine, fine);
-		else
-			rc = bd_error_set(err, -EINVAL, "wrong architecture: the base %s is '%s', the "
-					  "fine-tune %s is '%s' (model_type in config.json); give the "
-					  "base that the fine-tune was made from, or --force", o->base,
-					  base, o->fine, fine);
-	}
-	free(base);
-	free(fine);
+		rc = read_config(plan->options, &fine, plan->fine, err);
+	if (rc == 0)
+		rc = check_architecture(plan, base.model_type, fine.model_type, err);
+	plan->policy.rules = plan->options->rules;
+	plan->policy.rule_count = plan->options->rule_count;
+	if (rc == 0)
+		rc = bd_policy_learn(&plan->policy, plan->base->checkpoint, &base, plan->fine, &fine, err);
+	bd_config_free(&base);
+	bd_config_free(&fine);
 	return rc;
 }
 
@@ -151,8 +127,8 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 	const struct bd_tensor *t = e->tensor;
 	const struct bd_base_tensor *b = bd_match_find(plan, t->name);
 	char have[200], want[200];
-	bool by_rule, may_sign, grown;
-	enum bd_wish wish = bd_policy_wish(t, o->rules, o->rule_count, &by_rule);
+	bool by_rule, may_sign, grown, table;
+	enum bd_wish wish = bd_policy_wish(&plan->policy, t, &by_rule);
 	uint64_t slices;
 
 	e->encoding = e->head = BD_RAW;
@@ -173,10 +149,11 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 		plan->related |= t->dims >= 2 ? RELATED_WEIGHT : RELATED_VECTOR;
 	may_sign = wish == BD_WISH_SIGN && t->dims >= 1 && bd_dtype_is_weight(t->dtype) &&
 		   bd_dtype_is_weight(b->tensor->dtype);
-	if (grown && (t->dims < 2 || (by_rule && wish == BD_WISH_EXACT)))
+	table = grown && bd_policy_is_vocabulary(&plan->policy, t, b->tensor);
+	/* What is exact anyway may have any shape. A table may not: its width is the model's. */
+	if (grown && (t->dims < 2 || (wish == BD_WISH_EXACT && (by_rule || !table))))
 		return 0;
-	if (grown && (!shapes_agree_from(t, b->tensor, 1) ||
-		      !(bd_policy_is_vocabulary(t->name) || by_rule)))
+	if (grown && (!shapes_agree_from(t, b->tensor, 1) || !(table || by_rule)))
 		return bd_error_set(err, -EINVAL, "tensor '%s' has shape %s in the base %s and %s in the "
 				    "fine-tune %s: give the base that the fine-tune was made from, or keep "
 				    "the tensor whole with --raw '%s'", t->name,
@@ -289,7 +266,7 @@ int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
 {
 	struct bd_delta *d = plan->delta;
 	bool related;
-	int rc = check_architecture(plan, err);
+	int rc = read_configurations(plan, err);
 
 	if (rc == 0)
 		rc = plan_files(plan, err);

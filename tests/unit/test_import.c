@@ -813,6 +813,60 @@ static void watched(void **state)
 	assert_non_null(strstr(note_text, "have the same architecture"));
 }
 
+/* A quantised model, and one whose head has a name of its own. */
+static void exact_by_context(void **state)
+{
+	struct pair *p = new_pair();
+	struct bd_import_options o = defaults;
+	struct bd_delta *d;
+
+	(void)state;
+	both(p, "l.0.q.weight", BD_U32, 2, 64, 32, 0, true);
+	both(p, "l.0.q.scales", BD_BF16, 2, 64, 16, 0, true);
+	both(p, "l.0.q.biases", BD_BF16, 2, 64, 16, 0, true);
+	both(p, "l.1.q.weight_scale_inv", BD_F32, 2, 56, 16, 0, true);
+	both(p, "l.1.o.weight", BD_BF16, 2, 64, 64, 0, true);
+	written(p);
+	td_text(p->fine_path, "config.json", "{\"quantization_config\":{}}");
+	o.watch = (struct bd_watch){ .note = take_note, .context = &notes };
+	notes = 0;
+	imported(o, p->base_path, p->fine_path, p->out);
+	d = opened(p->out);
+	encoded(d, "l.0.q.weight", BD_RAW, BD_RAW);
+	encoded(d, "l.0.q.scales", BD_RAW, BD_RAW);
+	encoded(d, "l.0.q.biases", BD_RAW, BD_RAW);
+	encoded(d, "l.1.q.weight_scale_inv", BD_RAW, BD_RAW);
+	encoded(d, "l.1.o.weight", BD_SIGN, BD_SIGN);
+	bd_delta_close(d);
+	check_bytes(p);
+	assert_non_null(strstr(note_text, "quantised weights do not shrink here: 4 tensors"));
+
+	/* Nothing is said of those that cost nothing. */
+	p = new_pair();
+	both(p, "l.0.q.weight", BD_U32, 2, 64, 32, 0, false);
+	both(p, "l.0.q.scales", BD_BF16, 2, 64, 16, 0, false);
+	written(p);
+	notes = 0;
+	imported(o, p->base_path, p->fine_path, p->out);
+	assert_int_equal(notes, 0);
+
+	p = new_pair();
+	both(p, "l.0.q.weight", BD_BF16, 2, 64, 64, 0, true);
+	both(p, "transformer.output_layer.weight", BD_BF16, 2, 53, 64, 50, false);
+	both(p, "l.0.cos_cached", BD_F32, 2, 128, 16, 64, true);
+	both(p, "l.0.sin_cached", BD_F32, 2, 64, 16, 0, true);
+	written(p);
+	td_text(p->base_path, "config.json", "{\"vocab_size\":50}");
+	td_text(p->fine_path, "config.json", "{\"vocab_size\":53}");
+	imported(defaults, p->base_path, p->fine_path, p->out);
+	d = opened(p->out);
+	encoded(d, "transformer.output_layer.weight", BD_ROWS, BD_SAME);
+	encoded(d, "l.0.cos_cached", BD_RAW, BD_RAW);
+	encoded(d, "l.0.sin_cached", BD_RAW, BD_RAW);
+	bd_delta_close(d);
+	check_bytes(p);
+}
+
 /* ---- Corners ---- */
 
 /* Whatever an import writes can be opened, and says what the fine-tune said. */
@@ -1042,6 +1096,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(refuses),
 		cmocka_unit_test(cancelled),
 		cmocka_unit_test(watched),
+		cmocka_unit_test(exact_by_context),
 		cmocka_unit_test(overflow),
 		cmocka_unit_test(overflow_in_one_row),
 		cmocka_unit_test(half_bytes),
