@@ -46,7 +46,7 @@ GPU_LIBS     = $(shell pkg-config --libs libpcre2-8 libutf8proc) -ldl -lm
 FUSE_CFLAGS  = $(shell pkg-config --cflags fuse3)
 FUSE_LIBS    = $(shell pkg-config --libs fuse3)
 
-DELTA_SRC := $(wildcard delta/*.c)
+DELTA_SRC := $(wildcard delta/*.c delta/codec/*.c)
 FS_SRC    := $(wildcard fs/*.c)
 GPU_SRC   := $(wildcard gpu/*.c)
 CUDA_SRC  := $(wildcard gpu/*.cu)
