@@ -81,11 +81,14 @@ int bd_base_open(struct bd_base **out, const char *path, struct bd_error *err)
 		goto out;
 	}
 	for (size_t s = 0; s < c->shard_count; s++)
-		for (size_t i = 0; i < c->shards[s].st->count; i++)
-			base->tensors[base->count++] = (struct bd_base_tensor){
-				.tensor = &c->shards[s].st->tensors[i],
-				.shard = &c->shards[s],
-			};
+		for (size_t i = 0; i < c->shards[s].st->count; i++) {
+			const struct bd_tensor *t = &c->shards[s].st->tensors[i];
+
+			if (!bd_checkpoint_is_copy(c, t))
+				base->tensors[base->count++] = (struct bd_base_tensor){
+					.tensor = t, .shard = &c->shards[s],
+				};
+		}
 	/* In the order of the disk first: a cold base then costs one sweep. */
 	qsort(base->tensors, base->count, sizeof(*base->tensors), by_place);
 	for (size_t i = 0; i < base->count; i++) {

@@ -18,7 +18,7 @@ struct bd_base_tensor {
 
 struct bd_base {
 	struct bd_checkpoint *checkpoint; /* owned */
-	struct bd_base_tensor *tensors;   /* in ascending order of name */
+	struct bd_base_tensor *tensors;   /* in ascending order of name; none is a copy (checkpoint.h) */
 	size_t count;
 	char digest[BD_HASH];
 };

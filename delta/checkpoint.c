@@ -5,20 +5,20 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "hub.h"
-#include "json.h"
+#include "index.h"
 #include "names.h"
 #include "paths.h"
 #include "utf8.h"
 
 #define SINGLE "model.safetensors"
 #define INDEX  "model.safetensors.index.json"
-#define INDEX_MAX (256u << 20)
 
 /* Files that hold weights, or pickled training state that nobody loads with a model. */
 static const char *const weight_suffixes[] = {
@@ -26,23 +26,12 @@ static const char *const weight_suffixes[] = {
 	".npz",
 };
 
-/* What model.safetensors.index.json says. */
-struct index {
-	char *names;      /* of the tensors, one after the other with their NUL bytes */
-	size_t names_size;
-	struct bd_name_table *tensors;    /* name -> number of its shard */
-	char **shards;    /* in order of appearance */
-	size_t shard_count, shard_room;
-	struct bd_name_table *shard_names; /* name -> number */
-	double total_size; /* bytes of all tensors, as metadata says; 0: it does not say */
-};
-
 struct load {
 	struct bd_checkpoint *c;
 	struct dirent **entries; /* in order of name */
 	int entry_count;
 	bool indexed;            /* model.safetensors.index.json is used */
-	struct index index;
+	struct bd_index index;
 	struct bd_error *err;
 };
 
@@ -158,8 +147,21 @@ static int explain_no_weights(const struct load *l)
 	return bd_error_set(l->err, -EINVAL, "%s: holds neither " SINGLE " nor " INDEX, path);
 }
 
-/* Say why a file that must be there cannot be opened (-ENOENT). */
-static int explain_absent(const struct load *l, const char *path)
+/* One of several shards, by its name, that the index does not list; NULL: there is none. */
+static const char *find_unlisted(const struct load *l)
+{
+	for (int i = 0; i < l->entry_count; i++) {
+		const char *name = l->entries[i]->d_name;
+
+		if (ends_with(name, ".safetensors") && strstr(name, "-of-") &&
+		    !bd_index_has_shard(&l->index, name))
+			return name;
+	}
+	return NULL;
+}
+
+/* Say why a file that is listed cannot be opened (-ENOENT): it is no file, or a link to nowhere. */
+static int explain_dangling(const struct load *l, const char *path)
 {
 	char target[PATH_MAX];
 	ssize_t n = readlink(path, target, sizeof(target));
@@ -167,146 +169,35 @@ static int explain_absent(const struct load *l, const char *path)
 	if (n >= 0)
 		return bd_error_set(l->err, -EINVAL, "%s: is a link to %.*s, which is not there; "
 				    "download the model again", path, (int)n, target);
+	return bd_error_set(l->err, -EINVAL, "%s: is not there any more", path);
+}
+
+/* The same of a shard. */
+static int explain_absent(const struct load *l, const char *path)
+{
+	const char *other = l->indexed ? find_unlisted(l) : NULL;
+	struct stat st;
+
+	if (!l->indexed || lstat(path, &st) == 0)
+		return explain_dangling(l, path);
+	if (other)
+		return bd_error_set(l->err, -EINVAL, "%s: is not there, although " INDEX " lists it, and %s, "
+				    "which is there, is not listed; the index is out of date: save or "
+				    "download the model again into an empty directory", path, other);
 	return bd_error_set(l->err, -EINVAL, "%s: is missing, although " INDEX " lists it; the "
 			    "download is not complete", path);
 }
 
-/* The number of a shard that the index names, adding it where it is new. */
-static int index_shard(struct load *l, struct bd_json *j, const char *name, size_t length,
-		       uint32_t *number)
-{
-	struct index *x = &l->index;
-
-	if (bd_name_table_find(x->shard_names, name, number))
-		return 0;
-	if (!bd_name_is_component(name, length) || !ends_with(name, ".safetensors"))
-		return bd_json_fail(j, "\"%s\" is no file name of a shard (one component that ends "
-				    "in .safetensors)", name);
-	if (x->shard_count == x->shard_room) {
-		size_t room = x->shard_room ? x->shard_room * 2 : 64;
-		char **shards = realloc(x->shards, room * sizeof(*shards));
-
-		if (!shards)
-			return no_memory(l);
-		x->shards = shards;
-		x->shard_room = room;
-	}
-	x->shards[x->shard_count] = strdup(name);
-	if (!x->shards[x->shard_count])
-		return no_memory(l);
-	*number = (uint32_t)x->shard_count++;
-	if (bd_name_table_add(x->shard_names, x->shards[*number], *number))
-		return no_memory(l);
-	return 0;
-}
-
-/* "weight_map": { tensor name: shard name, ... } */
-static int read_weight_map(struct load *l, struct bd_json *j)
-{
-	struct index *x = &l->index;
-	char shard[NAME_MAX + 1];
-	int rc = bd_json_object(j);
-
-	for (;;) {
-		char *name = x->names + x->names_size;
-		size_t length, shard_length;
-		uint32_t number;
-
-		if (rc == 0)
-			rc = bd_json_member(j, name, BD_MAX_NAME + 1, &length);
-		if (rc <= 0)
-			return rc;
-		if (length == 0 || !bd_utf8_is_plain(name, length))
-			return bd_json_fail(j, "tensor name that is empty or has control "
-					    "characters");
-		rc = bd_json_string(j, shard, sizeof(shard), &shard_length);
-		if (rc == 0)
-			rc = index_shard(l, j, shard, shard_length, &number);
-		if (rc)
-			return rc;
-		/* No name comes twice: bd_json_check saw to it. */
-		if (bd_name_table_add(x->tensors, name, number))
-			return no_memory(l);
-		x->names_size += length + 1;
-	}
-}
-
-/* The metadata of an index, of which only total_size has a meaning. */
-static int read_metadata(struct index *x, struct bd_json *j)
-{
-	char key[BD_MAX_NAME + 1];
-	int rc = bd_json_object(j);
-
-	while (rc == 0 && (rc = bd_json_member(j, key, sizeof(key), NULL)) > 0) {
-		if (strcmp(key, "total_size") == 0 && bd_json_peek(j) == BD_JSON_NUMBER)
-			rc = bd_json_number(j, &x->total_size);
-		else
-			rc = bd_json_skip(j);
-	}
-	return rc;
-}
-
-/* Other bytes than the index promises are a download that broke off, or shards of two versions. */
-static int check_total_size(const struct load *l)
-{
-	double found = (double)l->c->tensor_bytes, said = l->index.total_size;
-
-	if (!l->indexed || said == 0 || said == found)
-		return 0;
-	return bd_error_set(l->err, -EINVAL, "%s/" INDEX ": metadata.total_size is %.0f, but the shards "
-			    "hold %.0f bytes of tensors; download the model again, or, if the shards "
-			    "are right, correct total_size or remove it", l->c->path, said, found);
-}
-
 static int read_index(struct load *l)
 {
-	struct index *x = &l->index;
-	char *path = NULL, *text = NULL, key[BD_MAX_NAME + 1];
-	struct bd_json j;
-	size_t size, length;
-	bool mapped = false;
+	char *path;
 	int rc;
 
-	if (asprintf(&path, "%s/" INDEX, l->c->path) < 0) {
-		path = NULL;
-		rc = no_memory(l);
-		goto out;
-	}
-	rc = bd_file_slurp(path, INDEX_MAX, &text, &size, l->err);
+	if (asprintf(&path, "%s/" INDEX, l->c->path) < 0)
+		return no_memory(l);
+	rc = bd_index_read(&l->index, path, l->err);
 	if (rc == -ENOENT)
-		rc = explain_absent(l, path);
-	if (rc == 0)
-		/* Also refuses keys that occur twice, at any level. */
-		rc = bd_json_check(text, size, path, l->err);
-	if (rc)
-		goto out;
-	/* Names are never longer than their text; BD_MAX_NAME more, so that each may be read
-	 * with that limit. */
-	x->names = malloc(size + BD_MAX_NAME + 1);
-	x->tensors = bd_name_table_new(0);
-	x->shard_names = bd_name_table_new(0);
-	if (!x->names || !x->tensors || !x->shard_names) {
-		rc = no_memory(l);
-		goto out;
-	}
-	bd_json_init(&j, text, size, path, 0, l->err);
-	rc = bd_json_object(&j);
-	while (rc == 0 && (rc = bd_json_member(&j, key, sizeof(key), &length)) > 0) {
-		if (strcmp(key, "weight_map") == 0) {
-			mapped = true;
-			rc = read_weight_map(l, &j);
-		} else if (strcmp(key, "metadata") == 0 && bd_json_peek(&j) == BD_JSON_OBJECT) {
-			rc = read_metadata(x, &j);
-		} else {
-			rc = bd_json_skip(&j);
-		}
-	}
-	if (rc == 0)
-		rc = bd_json_end(&j);
-	if (rc == 0 && (!mapped || x->shard_count == 0))
-		rc = bd_error_set(l->err, -EINVAL, "%s: has no weight_map, or an empty one", path);
-out:
-	free(text);
+		rc = explain_dangling(l, path);
 	free(path);
 	return rc;
 }
@@ -381,58 +272,127 @@ static const struct bd_shard *shard_of(const struct bd_checkpoint *c, uint32_t n
 	return &c->shards[low];
 }
 
-/* Hold one tensor of a shard against the index. */
-static int check_listed(const struct load *l, const struct bd_shard *shard, const char *name)
+/* Something that is odd and no error, in one line. */
+__attribute__((format(printf, 2, 3)))
+static int note(struct load *l, const char *format, ...)
 {
-	uint32_t number;
+	struct bd_checkpoint *c = l->c;
+	char **grown = reallocarray(c->notes, c->note_count + 1, sizeof(*grown));
+	va_list args;
+	char *text;
+	int n;
 
-	if (!bd_name_table_find(l->index.tensors, name, &number))
-		return bd_error_set(l->err, -EINVAL, "%s/%s: tensor %s is not listed in " INDEX,
-				    l->c->path, shard->name, name);
-	if (strcmp(l->index.shards[number], shard->name) != 0)
-		return bd_error_set(l->err, -EINVAL, "%s/%s: holds tensor %s, which according to "
-				    INDEX " is in %s", l->c->path, shard->name, name,
-				    l->index.shards[number]);
+	if (!grown)
+		return no_memory(l);
+	c->notes = grown;
+	va_start(args, format);
+	n = vasprintf(&text, format, args);
+	va_end(args);
+	if (n < 0)
+		return no_memory(l);
+	bd_utf8_make_plain(text);
+	c->notes[c->note_count++] = text;
 	return 0;
 }
 
-/* Make the tensors findable; their names must be unique and those of the index. */
+/* Where index and shards differ: how often, and the first name of each kind. */
+struct differences {
+	size_t unlisted, twice, elsewhere, missing;
+	const char *first_unlisted, *first_twice, *first_elsewhere, *first_missing;
+};
+
+static void count(size_t *number, const char **first, const char *name)
+{
+	if ((*number)++ == 0)
+		*first = name;
+}
+
+/* Make tensor K of a shard findable. Of several with one name the one counts that lies where the index
+ * says, else the last. */
+static int name_tensor(struct load *l, const struct bd_shard *shard, size_t k,
+		       struct differences *found)
+{
+	struct bd_checkpoint *c = l->c;
+	const char *name = shard->st->tensors[k].name, *listed = NULL;
+	uint32_t number = (uint32_t)(shard->first + k), before;
+
+	if (l->indexed) {
+		listed = bd_index_shard(&l->index, name);
+		if (!listed)
+			count(&found->unlisted, &found->first_unlisted, name);
+	}
+	if (!bd_name_table_find(c->names, name, &before)) {
+		if (bd_name_table_add(c->names, name, number))
+			return no_memory(l);
+		return 0;
+	}
+	count(&found->twice, &found->first_twice, name);
+	if (!listed || strcmp(shard_of(c, before)->name, listed) != 0)
+		bd_name_table_replace(c->names, name, number);
+	return 0;
+}
+
+/* Tensors that the index lists and that lie elsewhere, or nowhere. */
+static void hold_against_index(const struct load *l, struct differences *found)
+{
+	const struct bd_index *x = &l->index;
+	const char *name = x->names;
+
+	for (; name < x->names + x->names_size; name += strlen(name) + 1) {
+		uint32_t number;
+
+		if (!bd_name_table_find(l->c->names, name, &number))
+			count(&found->missing, &found->first_missing, name);
+		else if (strcmp(shard_of(l->c, number)->name, bd_index_shard(x, name)) != 0)
+			count(&found->elsewhere, &found->first_elsewhere, name);
+	}
+}
+
+static int note_differences(struct load *l, const struct differences *found)
+{
+	const char *path = l->c->path;
+	double bytes = (double)l->c->tensor_bytes, said = l->index.total_size;
+	int rc = 0;
+
+	if (said != 0 && said != bytes)
+		rc = note(l, "%s/" INDEX ": metadata.total_size is %.0f, but the shards hold %.0f bytes of "
+			  "tensors; the shards count", path, said, bytes);
+	if (rc == 0 && found->unlisted)
+		rc = note(l, "%s/" INDEX ": does not list tensors that its shards hold (%zu, such as %s); "
+			  "they count like the others", path, found->unlisted, found->first_unlisted);
+	if (rc == 0 && found->elsewhere)
+		rc = note(l, "%s/" INDEX ": tensors lie in other shards than it says (%zu, such as %s); they "
+			  "count where they are", path, found->elsewhere, found->first_elsewhere);
+	if (rc == 0 && found->twice)
+		rc = note(l, "%s: tensors lie in more than one shard (%zu, such as %s); the ones count that lie "
+			  "where " INDEX " says", path, found->twice, found->first_twice);
+	if (rc == 0 && found->missing)
+		rc = note(l, "%s/" INDEX ": lists tensors that its shards do not have (%zu, such as %s); the "
+			  "index is out of date, or a shard is another model's", path, found->missing,
+			  found->first_missing);
+	return rc;
+}
+
+/* Make the tensors findable. */
 static int name_tensors(struct load *l)
 {
 	struct bd_checkpoint *c = l->c;
-	const char *name = l->index.names;
-	int rc;
+	struct differences found = { 0 };
 
 	c->names = bd_name_table_new((size_t)c->tensor_count);
 	if (!c->names)
 		return no_memory(l);
-	for (size_t i = 0; i < c->shard_count; i++) {
-		const struct bd_shard *shard = &c->shards[i];
+	for (size_t i = 0; i < c->shard_count; i++)
+		for (size_t k = 0; k < c->shards[i].st->count; k++) {
+			int rc = name_tensor(l, &c->shards[i], k, &found);
 
-		for (size_t k = 0; k < shard->st->count; k++) {
-			const char *tensor = shard->st->tensors[k].name;
-
-			rc = l->indexed ? check_listed(l, shard, tensor) : 0;
 			if (rc)
 				return rc;
-			/* Cannot be there already: within a shard the parser sees to it, and
-			 * the index gives every name to one shard. */
-			if (bd_name_table_add(c->names, tensor, (uint32_t)(shard->first + k)))
-				return no_memory(l);
 		}
-	}
 	if (!l->indexed)
 		return 0;
-	for (; name < l->index.names + l->index.names_size; name += strlen(name) + 1) {
-		uint32_t number;
-
-		if (bd_name_table_find(c->names, name, NULL))
-			continue;
-		bd_name_table_find(l->index.tensors, name, &number);
-		return bd_error_set(l->err, -EINVAL, "%s/%s: tensor %s is missing, although " INDEX
-				    " lists it there", c->path, l->index.shards[number], name);
-	}
-	return 0;
+	hold_against_index(l, &found);
+	return note_differences(l, &found);
 }
 
 /* Why a file is not taken, judged by its name; NULL where it may be. */
@@ -564,8 +524,6 @@ static int load(struct load *l, const char *path)
 	if (rc == 0)
 		rc = name_tensors(l);
 	if (rc == 0)
-		rc = check_total_size(l);
-	if (rc == 0)
 		rc = collect_files(l);
 	return rc;
 }
@@ -583,12 +541,7 @@ int bd_checkpoint_open(struct bd_checkpoint **c, const char *path, struct bd_err
 	for (int i = 0; i < l.entry_count; i++)
 		free(l.entries[i]);
 	free(l.entries);
-	for (size_t i = 0; i < l.index.shard_count; i++)
-		free(l.index.shards[i]);
-	free(l.index.shards);
-	bd_name_table_free(l.index.shard_names);
-	bd_name_table_free(l.index.tensors);
-	free(l.index.names);
+	bd_index_free(&l.index);
 	if (rc)
 		bd_checkpoint_close(l.c);
 	else
@@ -609,7 +562,10 @@ void bd_checkpoint_close(struct bd_checkpoint *c)
 		free(c->sidecars[i]);
 	for (size_t i = 0; i < c->skipped_count; i++)
 		free(c->skipped[i]);
+	for (size_t i = 0; i < c->note_count; i++)
+		free(c->notes[i]);
 	bd_name_table_free(c->names);
+	free(c->notes);
 	free(c->dangling);
 	free(c->shards);
 	free(c->sidecars);
@@ -632,4 +588,9 @@ const struct bd_tensor *bd_checkpoint_find(const struct bd_checkpoint *c, const 
 	if (shard)
 		*shard = s;
 	return &s->st->tensors[number - s->first];
+}
+
+bool bd_checkpoint_is_copy(const struct bd_checkpoint *c, const struct bd_tensor *tensor)
+{
+	return bd_checkpoint_find(c, tensor->name, NULL) != tensor;
 }

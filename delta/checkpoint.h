@@ -4,6 +4,9 @@
  * A checkpoint is a directory with model.safetensors, or with model.safetensors.index.json and the
  * shards that it lists, or an entry of a Hugging Face cache: `models--org--name` (then the snapshot
  * that refs/main names) or one of its snapshots, whose files are links into ../../blobs (hub.h).
+ * The index says which files are shards. What they hold counts whether it lists them or not, as transformers
+ * loads it; where several shards have a tensor of one name, the one counts that lies where the index says, else
+ * the last. A shard that is missing or cut short is an error, other differences are `notes`.
  * All shards are opened, parsed and frozen (file.h) by bd_checkpoint_open; a checkpoint is then
  * immutable and may be read from any thread. */
 #ifndef BD_CHECKPOINT_H
@@ -32,6 +35,8 @@ struct bd_checkpoint {
 	size_t sidecar_count;
 	char **skipped;    /* "NAME: why" for what lies there and is not taken, in order of name */
 	size_t skipped_count;
+	char **notes;      /* where the index and the shards differ, a line each */
+	size_t note_count;
 	char *dangling;    /* path of the first link to a file that is not there; NULL if none */
 	struct bd_name_table *names; /* private: name -> number, counted through all shards */
 };
@@ -47,5 +52,7 @@ void bd_checkpoint_close(struct bd_checkpoint *c); /* NULL allowed */
  * (may be NULL) says where it lies. */
 const struct bd_tensor *bd_checkpoint_find(const struct bd_checkpoint *c, const char *name,
 					   const struct bd_shard **shard);
+/* Is a tensor of one of its shards there only besides another of its name, which counts? */
+bool bd_checkpoint_is_copy(const struct bd_checkpoint *c, const struct bd_tensor *tensor);
 
 #endif

@@ -207,6 +207,7 @@ static int work_exact(void *context, size_t index, struct bd_error *err)
 	struct bd_entry *e = item->entry;
 	struct bd_tensor part = *e->tensor;
 	uint64_t from = 0, offset = 0, shape[BD_MAX_DIMS];
+	char kind[BD_COPY_KIND];
 	bool wanted;
 	int rc = 0;
 
@@ -229,8 +230,8 @@ static int work_exact(void *context, size_t index, struct bd_error *err)
 		part.size -= part.size / e->tensor->shape[0] * from;
 	}
 	if (wanted)
-		rc = bd_container_place(im->container, "raw", part.name, part.dtype, part.dims,
-					part.shape, part.size, &offset, err);
+		rc = bd_container_place(im->container, bd_manifest_kind(e, "raw", kind), part.name,
+					part.dtype, part.dims, part.shape, part.size, &offset, err);
 	pass_turn(im);
 	return rc == 0 && wanted ? copy_raw(im, item, from, offset, err) : rc;
 }
@@ -461,6 +462,13 @@ static void end(struct import *im)
 	pthread_cond_destroy(&im->turned);
 }
 
+static void note_all(const struct bd_import_options *options, const char *role,
+		     const struct bd_checkpoint *c)
+{
+	for (size_t i = 0; i < c->note_count; i++)
+		bd_import_note(options, "%s: %s", role, c->notes[i]);
+}
+
 int bd_import(const struct bd_import_options *options, struct bd_error *err)
 {
 	struct import im = { .options = options, .plan.options = options };
@@ -480,11 +488,13 @@ int bd_import(const struct bd_import_options *options, struct bd_error *err)
 		bd_error_prefix(err, "base");
 		goto out;
 	}
+	note_all(options, "base", im.plan.base->checkpoint);
 	rc = bd_checkpoint_open(&im.plan.fine, options->fine, err);
 	if (rc < 0) {
 		bd_error_prefix(err, "fine-tune");
 		goto out;
 	}
+	note_all(options, "fine-tune", im.plan.fine);
 	if (im.plan.fine->dangling) {
 		rc = bd_error_set(err, -EINVAL, "fine-tune: %s is a link to a file that is not there; download "
 				  "the model again or remove the link", im.plan.fine->dangling);

@@ -118,6 +118,22 @@ static int refuse_empty(const struct bd_plan *plan, const struct bd_tensor *fine
 			    have, o->fine, want, o->base);
 }
 
+/* Bytes that precede the name of a tensor where the container has it, at most. */
+static size_t kind_size(const struct bd_entry *e)
+{
+	return e->copy ? BD_COPY_KIND : strlen("sign/");
+}
+
+/* A copy is exact: it may hold anything, and whoever reads it does not do as the index says. */
+static void plan_copy(struct bd_item *item)
+{
+	const struct bd_tensor *t = item->entry->tensor;
+	const struct bd_base_tensor *b = item->match;
+
+	if (b && t->count && t->dtype == b->tensor->dtype && bd_tensor_same_shape(t, b->tensor))
+		keep_base(item, b, t->dims ? t->shape[0] : 1);
+}
+
 /* Decide what to try for one tensor. Exact without a look at the base (item->base NULL) is the
  * default. */
 static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_error *err)
@@ -133,11 +149,15 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 
 	e->encoding = e->head = BD_RAW;
 	e->error = -1;
-	if (strlen(t->name) > BD_MAX_NAME - strlen("sign/"))
+	if (strlen(t->name) > BD_MAX_NAME - kind_size(e))
 		return bd_error_set(err, -EINVAL, "%s: the name of tensor '%.64s...' has %zu bytes, and at most "
 				    "%zu can be kept", o->fine, t->name, strlen(t->name),
-				    BD_MAX_NAME - strlen("sign/"));
+				    BD_MAX_NAME - kind_size(e));
 	item->match = b;
+	if (e->copy) {
+		plan_copy(item);
+		return 0;
+	}
 	item->worthy = wish == BD_WISH_SIGN && t->dims >= 2 && t->count && bd_dtype_is_weight(t->dtype) &&
 		       pays(t, t->count / bd_tensor_cols(t), bd_tensor_cols(t));
 	if (b && (t->count == 0) != (b->tensor->count == 0) && !(by_rule && wish == BD_WISH_EXACT))
@@ -282,6 +302,8 @@ int bd_plan_make(struct bd_plan *plan, struct bd_error *err)
 			struct bd_item *item = &plan->items[plan->item_count++];
 
 			item->entry = &d->files[f].entries[t];
+			if (bd_checkpoint_is_copy(plan->fine, item->entry->tensor))
+				item->entry->copy = (unsigned)f + 1;
 			item->file = file;
 			rc = plan_tensor(plan, item, err);
 			if (rc < 0)
@@ -328,7 +350,7 @@ uint64_t bd_plan_header_bound(const struct bd_plan *plan)
 	for (size_t i = 0; i < plan->item_count; i++) {
 		const struct bd_item *item = &plan->items[i];
 		const struct bd_tensor *t = item->entry->tensor;
-		size_t name = bd_container_name_bound(t->name) + 5, raw, sign = 0;
+		size_t name = bd_container_name_bound(t->name) + kind_size(item->entry), raw, sign = 0;
 		char shape[200];
 
 		raw = bd_container_entry_bound(

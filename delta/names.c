@@ -123,6 +123,11 @@ int bd_name_table_add(struct bd_name_table *t, const char *name, uint32_t number
 	return 0;
 }
 
+void bd_name_table_replace(struct bd_name_table *t, const char *name, uint32_t number)
+{
+	slot_of(t, name, hash_of(t, name))->number = number;
+}
+
 bool bd_name_table_find(const struct bd_name_table *t, const char *name, uint32_t *number)
 {
 	const struct slot *slot = slot_of(t, name, hash_of(t, name));

@@ -20,6 +20,8 @@ void bd_name_table_free(struct bd_name_table *t); /* NULL allowed */
 
 /* 0; -EEXIST, and nothing is changed, where the name is there already; -ENOMEM. */
 int bd_name_table_add(struct bd_name_table *t, const char *name, uint32_t number);
+/* Another number for a name that is there. */
+void bd_name_table_replace(struct bd_name_table *t, const char *name, uint32_t number);
 /* True where the name is there; *number (may be NULL) is then what was added with it. */
 bool bd_name_table_find(const struct bd_name_table *t, const char *name, uint32_t *number);
 

@@ -379,6 +379,12 @@ const char *bdfs_models_directory(const struct bdfs_models *models, size_t index
 
 /* --- the beginning and the end --- */
 
+static void note_base(struct bdfs_models *m, const struct bd_checkpoint *c)
+{
+	for (size_t i = 0; i < c->note_count; i++)
+		bdfs_log_write(m->log, LOG_NOTICE, "%s", c->notes[i]);
+}
+
 int bdfs_models_open(struct bdfs_models **out, const struct bdfs_config *config,
 		     struct bdfs_log *log, struct bd_error *err)
 {
@@ -403,7 +409,7 @@ int bdfs_models_open(struct bdfs_models **out, const struct bdfs_config *config,
 	for (size_t i = 0; r == 0 && i < config->base_count; i++) {
 		r = bdfs_base_open(&m->bases[i], config->bases[i], err);
 		if (r == 0)
-			m->base_count++;
+			note_base(m, m->bases[m->base_count++]->base->checkpoint);
 	}
 	for (size_t i = 0; r == 0 && i < config->delta_count; i++)
 		r = bdfs_source_open(&m->sources[m->source_count++], config->deltas[i], err);
