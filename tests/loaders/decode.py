@@ -70,12 +70,14 @@ assert [metadata["format"], metadata["version"]] == ["bdelta", "1"]
 assert set(manifest["features"]) <= {"base-names", "copies", "paths", "plain-files"}, manifest["features"]
 scales = take("scales", manifest["scales_xxh128"]).view("<f4") if "scales" in container else []
 
-base, shards = {}, ["model.safetensors"]
+base, where, index = {}, {}, {}
 if not (base_dir / "model.safetensors").exists():
-    index = (base_dir / "model.safetensors.index.json").read_bytes()
-    shards = set(json.loads(index)["weight_map"].values())
-for shard in shards:
-    base.update(parse(np.memmap(base_dir / shard, mode="r"))[1])
+    index = json.loads((base_dir / "model.safetensors.index.json").read_bytes())["weight_map"]
+for shard in sorted(set(index.values())) or ["model.safetensors"]:
+    for name, tensor in parse(np.memmap(base_dir / shard, mode="r"))[1].items():
+        if name not in base or index.get(name) not in where[name]:
+            base[name] = tensor
+        where.setdefault(name, []).append(shard)
 lines = [f"{name}\t{dtype}\t{','.join(map(str, shape))}\t{sample_hash(data)}\n"
          for name, (dtype, shape, data) in sorted(base.items())]
 if xxh128("".join(lines).encode()) not in (manifest["base"]["digest"], None):
@@ -83,7 +85,8 @@ if xxh128("".join(lines).encode()) not in (manifest["base"]["digest"], None):
 
 out_dir.mkdir(exist_ok=True)
 for number, f in enumerate(manifest["files"], 1):
-    assert not {"", ".", "..", ".git"} & set(f["name"].lower().split("/"))
+    path = f["name"].lower().split("/")
+    assert not {"", ".", ".."} & set(path) and (".git" not in path or path == [".git"]), f["name"]
     (out_dir / f["name"]).parent.mkdir(parents=True, exist_ok=True)
     with open(out_dir / f["name"], "xb") as out:    # x: never over the base
         if "header" in f:

@@ -34,21 +34,29 @@ def write(path, tensors, metadata={"format": "pt"}, pad=8, indent=None):
         f.write(len(text).to_bytes(8, "little") + text + b"".join(blobs))
 
 
-def save(directory, tensors, shards=1, **options):
+def save(directory, tensors, shards=1, loosen=None, files={}, **options):
+    """LOOSEN changes shards and index of what is written: loosen({file: tensors}, index). FILES: path -> bytes."""
     os.makedirs(directory)
+    for path, data in files.items():
+        os.makedirs(os.path.dirname(os.path.join(directory, path)), exist_ok=True)
+        with open(os.path.join(directory, path), "wb") as f:
+            f.write(data)
     with open(os.path.join(directory, "config.json"), "w") as f:
         json.dump({"architectures": ["Test"], "model_type": "test", "where": directory[-9:]}, f)
     if shards == 1:
         write(os.path.join(directory, "model.safetensors"), tensors, **options)
         return
     names = list(tensors)
-    where = {}
+    parts = {}
     for i in range(shards):
-        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
         part = names[i * len(names) // shards:(i + 1) * len(names) // shards]
-        write(os.path.join(directory, file), {n: tensors[n] for n in part}, **options)
-        where |= {n: file for n in part}
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
+        parts[f"model-{i + 1:05}-of-{shards:05}.safetensors"] = {n: tensors[n] for n in part}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+             "weight_map": {n: file for file, part in parts.items() for n in part}}
+    if loosen:
+        loosen(parts, index)
+    for file, part in parts.items():
+        write(os.path.join(directory, file), part, **options)
     with open(os.path.join(directory, "model.safetensors.index.json"), "w") as f:
         json.dump(index, f, indent=2)
 
@@ -80,6 +88,30 @@ def model(dtype, vocabulary=300, width=72, hidden=200, layers=2, head=True):
 
 def tune(tensors, dtype=None):
     return {n: tuned(t, dtype) for n, t in tensors.items()}
+
+
+def loosen_base(parts, index):
+    """One tensor lies in both shards, and counts in the first; one is not listed, another is and not there."""
+    first, second = parts.values()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    second[name] = first[name][::-1].copy()
+    second["mtp.weight"] = weight("BF16", 64, 64)
+    index["weight_map"]["gone.weight"] = list(parts)[1]
+
+
+def loosen_fine(parts, index):
+    """Tensors lie in two and three shards, or in others than the index says; the sum is that of another model."""
+    first, second, third = parts.values()
+    first["lm_head.weight"] = third["lm_head.weight"] + DTYPES["BF16"](1)
+    name = "model.layers.0.mlp.up_proj.weight"
+    for part in first, second, third:
+        part[name] = second.get(name, first.get(name))
+    third[name] = third[name][:9]
+    index["weight_map"][name] = list(parts)[1]
+    second["mtp.weight"] = weight("BF16", 64, 64)
+    index["weight_map"]["model.norm.weight"] = list(parts)[0]
+    index["weight_map"]["gone.weight"] = list(parts)[0]
+    index["metadata"]["total_size"] = 12345
 
 
 def variants():
@@ -122,6 +154,9 @@ def variants():
     yield "one-file-over-two-shards", base, tune(base), {"shards": 2}, {}
     yield "three-shards-over-one-file", base, tune(base), {}, {"shards": 3}
     yield "five-shards-over-two", base, dict(reversed(tune(base).items())), {"shards": 2}, {"shards": 5}
+
+    base = model("BF16")
+    yield "loose-indices", base, tune(base), {"shards": 2, "loosen": loosen_base}, {"shards": 3, "loosen": loosen_fine}
 
     base = model("F16")
     fine = {n: t for n, t in tune(base).items() if "layers.1.mlp" not in n}

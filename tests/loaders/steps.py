@@ -34,6 +34,12 @@ def shards(directory):
                   if f.endswith(".safetensors"))
 
 
+def files(directory):
+    """The paths of all files below a directory, sorted."""
+    return sorted(os.path.relpath(os.path.join(d, f), directory)
+                  for d, _, names in os.walk(directory) for f in names)
+
+
 def forget(path):
     """Drop the page cache of a file, so that the next access asks the filesystem."""
     with open(path, "rb") as f:
@@ -42,8 +48,8 @@ def forget(path):
 
 def same_files(one, other):
     """Both directories hold the same names with the same bytes."""
-    names = sorted(os.listdir(one))
-    assert names == sorted(os.listdir(other)), (names, sorted(os.listdir(other)))
+    names = files(one)
+    assert names == files(other), (names, files(other))
     for name in names:
         with open(os.path.join(one, name), "rb") as a, open(os.path.join(other, name), "rb") as b:
             offset = 0

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 import make_variants
-from steps import finish, same_files, shards, step
+from steps import files, finish, same_files, shards, step
 
 build, work = (os.path.abspath(p) for p in sys.argv[1:3])
 here = os.path.dirname(os.path.abspath(__file__))
@@ -22,6 +22,14 @@ def call(*argv):
                        stderr=subprocess.STDOUT, timeout=120, text=True, errors="replace")
     assert p.returncode == 0, f"{' '.join(argv)}: exit {p.returncode}: {p.stdout[-2000:]}"
     return p.stdout
+
+
+def number(name, names):
+    """A tensor that lies in several files has its number among these behind its name from the second on."""
+    i = 1
+    while (f"{name} {i}" if i > 1 else name) in names:
+        i += 1
+    return f"{name} {i}" if i > 1 else name
 
 
 def read(directory):
@@ -36,7 +44,7 @@ def read(directory):
             if name != "__metadata__":
                 a, b = t["data_offsets"]
                 dtype = make_variants.DTYPES[t["dtype"]]
-                tensors[name] = np.frombuffer(data[a:b], dtype).reshape(t["shape"])
+                tensors[number(name, tensors)] = np.frombuffer(data[a:b], dtype).reshape(t["shape"])
     return tensors, headers
 
 
@@ -58,13 +66,14 @@ def check_content(base, fine, export, encodings):
         if same:
             continue
         signs += 1
-        assert f[name].ndim >= 2 and name in b, f"{name}: changed"
-        n = min(len(b[name]), len(f[name]))
+        of = name if name in b else name.rpartition(" ")[0]
+        assert f[name].ndim >= 2 and of in b, f"{name}: changed"
+        n = min(len(b[of]), len(f[name]))
         assert e[name][n:].tobytes() == f[name][n:].tobytes(), f"{name}: new rows changed"
-        far, near = distance(b[name][:n], f[name][:n]), distance(e[name][:n], f[name][:n])
+        far, near = distance(b[of][:n], f[name][:n]), distance(e[name][:n], f[name][:n])
         # Rounding can put a student that hardly differs a little off.
         assert near < far * 1.001, f"{name}: error {near}, without delta {far}"
-    for name in os.listdir(fine):
+    for name in files(fine):
         if not name.endswith(".safetensors"):
             with open(os.path.join(fine, name), "rb") as x, open(os.path.join(export, name), "rb") as y:
                 assert x.read() == y.read(), name
@@ -79,7 +88,11 @@ def encodings(delta):
         a, b = json.loads(text)["manifest"]["data_offsets"]
         f.seek(a, 1)
         manifest = json.loads(zlib.decompress(f.read(b - a)))
-    return {t["name"]: t["encoding"] for file in manifest["files"] for t in file.get("tensors", [])}
+    found = {}
+    for file in manifest["files"]:
+        for t in file.get("tensors", []):
+            found[number(t["name"], found)] = t["encoding"]
+    return found
 
 
 def check(name, base, fine, *options, plain_base=None):
