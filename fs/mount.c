@@ -21,6 +21,7 @@
 #include "guard.h"
 #include "models.h"
 #include "mountpoint.h"
+#include "obstacle.h"
 #include "ops.h"
 #include "sandbox.h"
 #include "supervise.h"
@@ -178,6 +179,21 @@ static int mount_session(void *context)
 	return r;
 }
 
+/* libfuse and fusermount3 said TEXT. */
+static int explain_refusal(const struct server *s, int code, const char *text, struct bd_error *err)
+{
+	struct bdfs_finding f;
+
+	if (strstr(text, "user_allow_other"))
+		return bd_error_set(err, -EPERM, "cannot mount on %s: allow_other needs the line "
+				    "user_allow_other in /etc/fuse.conf, or root", s->mounted.path);
+	if (bdfs_obstacle_find(&f))
+		return bd_error_set(err, code, "cannot mount on %s: %s: %s; what helps: %s",
+				    s->mounted.path, f.what, f.state, f.remedy);
+	return bd_error_set(err, code, "cannot mount on %s: %s", s->mounted.path,
+			    *text ? text : strerror(-code));
+}
+
 static int start(struct server *s, struct bd_error *err)
 {
 	char text[512];
@@ -188,14 +204,8 @@ static int start(struct server *s, struct bd_error *err)
 	close(ends[0]);
 	s->broken = ends[1];
 	r = bdfs_mount_capture(mount_session, s, text, sizeof(text));
-	if (r < 0) {
-		if (strstr(text, "user_allow_other"))
-			return bd_error_set(err, -EPERM, "cannot mount on %s: allow_other needs the line "
-					    "user_allow_other in /etc/fuse.conf, or root",
-					    s->mounted.path);
-		return bd_error_set(err, r, "cannot mount on %s: %s", s->mounted.path,
-				    *text ? text : strerror(-r));
-	}
+	if (r < 0)
+		return explain_refusal(s, r, text, err);
 	if (*text)
 		bdfs_log_write(s->log, s->options->debug ? LOG_DEBUG : LOG_WARNING, "%s", text);
 	fuse_messages = s->log;

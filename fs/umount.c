@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "mountinfo.h"
+#include "obstacle.h"
 
 extern char **environ;
 
@@ -75,16 +76,23 @@ static int busy(const char *path, struct bd_error *err)
 static int umount_as_user(const char *path, bool lazy, struct bd_error *err)
 {
 	struct command c = { .path = path, .lazy = lazy };
+	struct bdfs_caller caller;
+	struct bdfs_finding f;
 	char text[512];
 	int r = bdfs_mount_capture(run_fusermount, &c, text, sizeof(text));
 
+	if (r == 0 && c.status == 0)
+		return 0;
+	if (r == 0 && strstr(text, "busy"))
+		return busy(path, err);
+	bdfs_caller_find(&caller);
+	bdfs_check_fusermount(&caller, &f);
+	if (f.level == BDFS_PROBLEM || (r < 0 && f.level == BDFS_NOTE))
+		return bd_error_set(err, r < 0 ? r : -EPERM, "cannot unmount %s: fusermount3: %s; what helps: "
+				    "%s", path, f.state, f.remedy);
 	if (r < 0)
 		return bd_error_set(err, r, "cannot run fusermount3, which unmounts for users: %s",
 				    strerror(-r));
-	if (c.status == 0)
-		return 0;
-	if (strstr(text, "busy"))
-		return busy(path, err);
 	return bd_error_set(err, -EPERM, "cannot unmount %s: %s", path,
 			    *text ? text : "fusermount3 failed");
 }

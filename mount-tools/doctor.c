@@ -17,7 +17,6 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -26,6 +25,7 @@
 #include "blas.h"
 #include "cli.h"
 #include "mounts.h"
+#include "obstacle.h"
 #include "ops.h"
 #include "sign.h"
 
@@ -41,16 +41,13 @@ static const char help[] =
 "mount). Nothing is changed, and nothing is mounted to try it.\n"
 "Exit status 0: no problem; 1: a problem; 2: wrong usage.\n";
 
-#define FUSE_MAJOR 10
-#define FUSE_MINOR 229
-#define CAP_SYS_ADMIN_BIT 21
 #define FEW_FILES 4096
 #ifndef SYS_landlock_create_ruleset
 #define SYS_landlock_create_ruleset 444
 #endif
 #define LANDLOCK_VERSION 1 /* flag: only ask for the version */
 
-enum level { OK, NOTE, PROBLEM };
+enum level { OK = BDFS_OK, NOTE = BDFS_NOTE, PROBLEM = BDFS_PROBLEM };
 
 struct report {
 	struct json json;
@@ -58,9 +55,7 @@ struct report {
 	bool as_json;
 	unsigned problems;
 	/* What several checks need: */
-	bool admin;        /* CAP_SYS_ADMIN: mounts without fusermount3 */
-	bool no_new_privs; /* setuid programs stay without privileges */
-	bool confined;     /* AppArmor's profile for containers */
+	struct bdfs_caller caller;
 	unsigned kernel[2];
 };
 
@@ -111,27 +106,11 @@ static char *read_text(const char *path, char *text, size_t capacity)
 	return text;
 }
 
-/* What follows "\nNAME:" in the text of /proc/self/status. */
-static unsigned long long status_value(const char *text, const char *name, int base)
-{
-	char line[64];
-	const char *at;
-
-	snprintf(line, sizeof(line), "\n%s:", name);
-	at = strstr(text, line);
-	return at ? strtoull(at + strlen(line), NULL, base) : 0;
-}
-
 static void look_around(struct report *r)
 {
-	char text[8192];
 	struct utsname u;
 
-	read_text("/proc/self/status", text, sizeof(text));
-	r->admin = status_value(text, "CapEff", 16) >> CAP_SYS_ADMIN_BIT & 1;
-	r->no_new_privs = status_value(text, "NoNewPrivs", 10) != 0;
-	read_text("/proc/self/attr/current", text, sizeof(text));
-	r->confined = strstr(text, "docker-default") || strstr(text, "containers-default");
+	bdfs_caller_find(&r->caller);
 	if (uname(&u) < 0 || sscanf(u.release, "%u.%u", &r->kernel[0], &r->kernel[1]) != 2)
 		r->kernel[0] = r->kernel[1] = 0;
 }
@@ -164,118 +143,21 @@ static void check_kernel(struct report *r)
 		    u.release, kernel_is(r, 6, 9) ? " and knows passthrough" : "");
 }
 
-static bool has_filesystem_fuse(void)
+static void say_finding(struct report *r, const struct bdfs_finding *f)
 {
-	char text[4096];
-
-	return strstr(read_text("/proc/filesystems", text, sizeof(text)), "\tfuse\n") != NULL;
+	say(r, (enum level)f->level, f->what, f->remedy, "%s", f->state);
 }
 
-static void check_device(struct report *r)
+static void check_mounting(struct report *r)
 {
-	static const char what[] = "/dev/fuse", container[] = "; in a container: start it with "
-		"--device /dev/fuse --cap-add SYS_ADMIN";
-	char remedy[256];
-	struct stat st;
-	int fd;
+	struct bdfs_finding f;
 
-	if (stat(what, &st) < 0) {
-		snprintf(remedy, sizeof(remedy), "%s%s", has_filesystem_fuse() ?
-			 "mknod -m 666 /dev/fuse c 10 229" : "modprobe fuse", container);
-		say(r, PROBLEM, what, remedy, errno == ENOENT ? "missing" : "%s", strerror(errno));
-		return;
-	}
-	if (!S_ISCHR(st.st_mode) || st.st_rdev != makedev(FUSE_MAJOR, FUSE_MINOR)) {
-		say(r, PROBLEM, what, "rm /dev/fuse && mknod -m 666 /dev/fuse c 10 229",
-		    "is not the device 10, 229");
-		return;
-	}
-	fd = open(what, O_RDWR | O_CLOEXEC);
-	if (fd >= 0) {
-		close(fd);
-		if ((st.st_mode & 0666) == 0666)
-			say(r, OK, what, "", "can be opened");
-		else
-			say(r, NOTE, what, "chmod 666 /dev/fuse, if other users shall mount",
-			    "can be opened by this user, but its mode is %03o, not 666",
-			    (unsigned)(st.st_mode & 07777));
-	} else if (errno == EACCES) {
-		say(r, PROBLEM, what, "as root: chmod 666 /dev/fuse", "this user may not open it "
-		    "(mode %03o)", (unsigned)(st.st_mode & 07777));
-	} else if (errno == EPERM) {
-		say(r, PROBLEM, what, "start the container with --device /dev/fuse",
-		    "the container may not use it");
-	} else {
-		snprintf(remedy, sizeof(remedy), "modprobe fuse%s", container);
-		say(r, PROBLEM, what, remedy, "%s", strerror(errno));
-	}
-}
-
-/* PROGRAM on PATH, or where libfuse looks before that. */
-static bool find_program(const char *program, char path[PATH_MAX], bool *on_path)
-{
-	const char *list = getenv("PATH"), *end;
-
-	*on_path = true;
-	for (list = list ? list : ""; ; list = end + 1) {
-		end = strchrnul(list, ':');
-		if (snprintf(path, PATH_MAX, "%.*s/%s", (int)(end - list), list, program) < PATH_MAX &&
-		    end > list && access(path, X_OK) == 0)
-			return true;
-		if (!*end)
-			break;
-	}
-	*on_path = false;
-	snprintf(path, PATH_MAX, "/usr/bin/%s", program);
-	return access(path, X_OK) == 0;
-}
-
-static void check_fusermount(struct report *r)
-{
-	static const char what[] = "fusermount3", install[] = "install the package fuse3";
-	/* With CAP_SYS_ADMIN, mounting works without. */
-	enum level bad = r->admin ? NOTE : PROBLEM;
-	char path[PATH_MAX];
-	struct statvfs fs;
-	struct stat st;
-	bool on_path;
-
-	if (!find_program(what, path, &on_path)) {
-		say(r, bad, what, install, "missing, so users cannot mount");
-	} else if (stat(path, &st) < 0 || statvfs(path, &fs) < 0) {
-		say(r, bad, what, install, "%s: %s", path, strerror(errno));
-	} else if (!(st.st_mode & S_ISUID) || st.st_uid != 0) {
-		say(r, bad, what, "as root: chown root, chmod 4755, or install the package fuse3 again",
-		    "%s is not setuid root, so users cannot mount", path);
-	} else if (fs.f_flag & ST_NOSUID) {
-		say(r, bad, what, "mount that filesystem without nosuid",
-		    "%s lies on a filesystem mounted nosuid, so users cannot mount", path);
-	} else if (r->no_new_privs) {
-		say(r, bad, what, "start without no_new_privs (Docker: no-new-privileges; systemd: "
-		    "NoNewPrivileges=)", "%s gains no privileges: this process has no_new_privs", path);
-	} else if (!on_path) {
-		say(r, NOTE, what, "add its directory to PATH", "%s is not on PATH, so users can mount, "
-		    "but `bitdelta umount` does not find it", path);
-	} else {
-		say(r, OK, what, "", "%s, setuid root", path);
-	}
-}
-
-/* May this user mount at all? Without CAP_SYS_ADMIN root depends on fusermount3 like anybody. */
-static void check_privileges(struct report *r)
-{
-	if (r->confined && r->admin)
-		say(r, NOTE, "privileges", "start the container with --security-opt "
-		    "apparmor=unconfined", "CAP_SYS_ADMIN, but AppArmor's profile for containers "
-		    "forbids mounting");
-	else if (r->admin)
-		say(r, OK, "privileges", "", "CAP_SYS_ADMIN: mounts directly");
-	else if (geteuid() == 0)
-		say(r, PROBLEM, "privileges", "start the container with --cap-add SYS_ADMIN --device "
-		    "/dev/fuse", "root without CAP_SYS_ADMIN, who may not mount");
-	else
-		say(r, OK, "privileges", "", "user %ld: mounts through fusermount3",
-		    (long)geteuid());
+	bdfs_check_device(&f);
+	say_finding(r, &f);
+	bdfs_check_privileges(&r->caller, &f);
+	say_finding(r, &f);
+	bdfs_check_fusermount(&r->caller, &f);
+	say_finding(r, &f);
 }
 
 static bool has_line(const char *text, const char *line)
@@ -304,7 +186,7 @@ static void check_conf(struct report *r)
 	else if (has_line(read_text(what, text, sizeof(text)), "user_allow_other"))
 		say(r, OK, what, "", "user_allow_other: users may mount with allow_other");
 	else
-		say(r, r->admin ? OK : NOTE, what, r->admin ? "" :
+		say(r, r->caller.admin ? OK : NOTE, what, r->caller.admin ? "" :
 		    "as root: echo user_allow_other >>/etc/fuse.conf",
 		    "no user_allow_other: only root may mount with allow_other");
 }
@@ -362,7 +244,7 @@ static void check_passthrough(struct report *r)
 		    fuse_pkgversion());
 	else if (!kernel_is(r, 6, 9))
 		say(r, NOTE, what, "use Linux 6.9 or newer", "off: the kernel is too old");
-	else if (!r->admin)
+	else if (!r->caller.admin)
 		say(r, NOTE, what, "mount as root", "off: only for mounts of root");
 	else
 		say(r, OK, what, "", "files identical to real ones are read directly");
@@ -573,9 +455,7 @@ static int run(const struct command *command, int argc, char **argv)
 	look_around(&r);
 	check_versions(&r);
 	check_kernel(&r);
-	check_device(&r);
-	check_privileges(&r);
-	check_fusermount(&r);
+	check_mounting(&r);
 	check_conf(&r);
 	check_helpers(&r);
 	check_mtab(&r);

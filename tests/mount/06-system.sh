@@ -135,6 +135,34 @@ echo user_allow_other >>/etc/fuse.conf 2>/dev/null
 check "user: allow_other with user_allow_other" "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K,allow_other"
 check "user: others may look" diff -r "$W/truth/kjv" "$M/kjv"
 check "user: umount with allow_other" "${user[@]}" fusermount3 -u "$M"
+
+# What stands in the way, and what helps. `bitdelta doctor` says the same.
+hinders() { # NAME MESSAGE COMMAND...
+	local name=$1 message=$2
+	shift 2
+	refuses "user: $name" 32 "^mount.bitdelta: cannot mount on $M: $message" \
+		"$@" "$MOUNT" "$B" "$M" -o "deltas=$K"
+	check "user: $name: doctor says so" grep -qE "^problem +${message%%;*}" <("$@" "$W/bin/bitdelta" doctor)
+}
+fusermount=$(realpath "$(command -v fusermount3)")
+hinders "no new privileges" "fusermount3: .* no_new_privs; what helps: .*no-new-privileges" "${user[@]}" \
+	setpriv --no-new-privs
+install -m 755 "$fusermount" $W/fusermount3
+must "${user[@]}" "$MOUNT" "$B" "$M" -o "deltas=$K"
+must mount --bind $W/fusermount3 "$fusermount"
+refuses "user: umount without setuid" 1 \
+	"cannot unmount $M: fusermount3: .* is not setuid root, .*; what helps: .*package fuse3" \
+	"${user[@]}" "$W/bin/bitdelta" umount "$M"
+must umount "$M"
+hinders "fusermount3 without setuid" \
+	"fusermount3: $fusermount is not setuid root, .*; what helps: .*chmod 4755.* package fuse3" "${user[@]}"
+must umount "$fusermount"
+must mount --bind /dev/null "$fusermount"
+hinders "no fusermount3" "fusermount3: missing, .*; what helps: install the package fuse3" "${user[@]}"
+must umount "$fusermount"
+chmod 600 /dev/fuse
+hinders "/dev/fuse of root alone" \
+	"/dev/fuse: this user may not open it .mode 600.; what helps: as root: chmod 666 /dev/fuse" "${user[@]}"
 finish
 EOF
 if ! command -v setpriv >/dev/null || ! command -v fusermount3 >/dev/null; then
