@@ -25,7 +25,7 @@ struct bdfs_options {
 	bool stored_blocks; /* st_blocks says what is stored, and not what is shown */
 	uid_t uid;         /* owner of all files */
 	gid_t gid;
-	mode_t file_mask, directory_mask; /* taken off 0444 and 0555 */
+	mode_t file_mask, directory_mask; /* taken off 0444 and 0755 */
 	unsigned threads;  /* most threads that serve requests; 0: some more than processors */
 	unsigned readahead; /* KiB, set where root may; 0: as the kernel has it */
 	bool foreground;   /* return when the mount has ended */

@@ -588,7 +588,7 @@ void bdfs_tree_stat(struct bdfs_tree *tree, const struct bdfs_node *node, struct
 {
 	memset(st, 0, sizeof(*st));
 	st->st_ino = node->ino;
-	st->st_mode = node->directory ? S_IFDIR | (0555 & ~tree->options.directory_mask)
+	st->st_mode = node->directory ? S_IFDIR | (0755 & ~tree->options.directory_mask)
 				      : S_IFREG | (0444 & ~tree->options.file_mask);
 	st->st_nlink = node->directory ? 2 + subdirectories(node) : 1;
 	st->st_uid = tree->options.uid;

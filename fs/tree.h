@@ -39,7 +39,7 @@ struct bdfs_node {
 struct bdfs_tree_options {
 	uid_t uid;
 	gid_t gid;
-	mode_t file_mask, directory_mask; /* taken off 0444 and 0555 */
+	mode_t file_mask, directory_mask; /* taken off 0444 and 0755: what is copied can be deleted */
 	bool stored_blocks;               /* st_blocks says what is stored and not what is shown */
 };
 

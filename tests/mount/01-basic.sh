@@ -22,8 +22,10 @@ same "source as given" "$DATA/base" "$(findmnt -no SOURCE "$M")"
 for o in ro nosuid nodev noexec; do
 	check "always $o" grep -qw "$o" <<<"$(findmnt -no OPTIONS "$M")"
 done
-same "permissions" "555 555 444" \
+same "permissions" "755 755 444" \
 	"$(stat -c %a "$M" "$M/kjv" "$M/kjv/config.json" | paste -sd' ')"
+check "cp -a" cp -a "$M/kjv" "$W/copy"
+check "cp -a: the owner may delete it" setpriv --bounding-set=-all --inh-caps=-all rm -r "$W/copy"
 same "links" "3 2 1" "$(stat -c %h "$M" "$M/kjv" "$M/kjv/config.json" | paste -sd' ')"
 same "owner" "0 0" "$(stat -c '%u %g' "$M/kjv/config.json")"
 same "times are the delta's" "$(stat -c %Y "$W/deltas/kjv.bdelta")" \
