@@ -22,6 +22,8 @@ static void print_help(const char *program)
 	       "BASE is the directory of the base checkpoint, also an entry of a Hugging Face cache;\n"
 	       "each PATH is a .bdelta file or a directory of them, which is watched.\n"
 	       "\n"
+	       "  --base BASE          the base, if MOUNTPOINT stands alone; else a further one\n"
+	       "  --deltas PATH[:PATH...]  as -o deltas=\n"
 	       "  -f                   stay in the foreground (but from mount(8): check, do not mount)\n"
 	       "  -v                   say what was mounted\n"
 	       "  -d, -o debug         print every request; implies -f\n"

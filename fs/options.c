@@ -396,8 +396,8 @@ static int finish(struct bdfs_command *c, char *const *positional, int count, st
 		return bd_error_set(err, -EINVAL, "the name of the %s is empty",
 				    *positional[0] ? "mount point" : "base");
 	if (!o->delta_count && !o->show_base && !o->remount)
-		return bd_error_set(err, -EINVAL, "no deltas are given: add -o deltas=PATH[:PATH...], "
-				    "each a .bdelta file or a directory of them");
+		return bd_error_set(err, -EINVAL, "no deltas are given: add -o deltas=PATH[:PATH...] or "
+				    "--deltas PATH[:PATH...], each a .bdelta file or a directory of them");
 	r = place_source(o, positional[0], err);
 	if (r < 0)
 		return r;
@@ -422,11 +422,43 @@ static bool is_called_by_mount(void)
 	return !strcmp(name, "mount\n");
 }
 
+/* --base and --deltas, with the value behind = or as the next argument. The first base may be the one that
+ * else is an argument of its own, so it is only noted. */
+static int take_long(struct bdfs_options *o, char *const *argv, int argc, int *i, char **first_base,
+		     struct bd_error *err)
+{
+	const char *name = argv[*i];
+	const size_t length = strcspn(name, "=");
+	const bool base = length == 6 && !strncmp(name, "--base", length);
+	char *value = name[length] ? (char *)name + length + 1 : NULL, *list;
+	int r;
+
+	if (!base && (length != 8 || strncmp(name, "--deltas", length)))
+		return bd_error_set(err, -EINVAL, "unknown option \"%s\"", name);
+	if (!value && *i + 1 < argc)
+		value = argv[++*i];
+	if (!value || !*value)
+		return bd_error_set(err, -EINVAL, "%.*s needs a value", (int)length, name);
+	if (base && *first_base)
+		return append(&o->bases, &o->base_count, value, err);
+	if (base) {
+		*first_base = value;
+		return 0;
+	}
+	list = strdup(value);
+	if (!list)
+		return no_memory(err);
+	r = add_deltas(o, list, err);
+	free(list);
+	return r;
+}
+
 /* *command holds the defaults. */
 static int parse(struct bdfs_command *command, int argc, char *const *argv, struct bd_error *err)
 {
 	char *positional[3] = { NULL };
 	char *lists[64]; /* of -o; parsed at the end, when -s is known */
+	char *first_base = NULL;
 	int count = 0, list_count = 0, r = 0;
 	bool only_names = false, sloppy = false;
 
@@ -449,6 +481,12 @@ static int parse(struct bdfs_command *command, int argc, char *const *argv, stru
 		if (!strcmp(p, "--version") || !strcmp(p, "-V")) {
 			command->request = BDFS_VERSION;
 			return 0;
+		}
+		if (p[1] == '-') {
+			r = take_long(&command->options, argv, argc, &i, &first_base, err);
+			if (r < 0)
+				return r;
+			continue;
 		}
 		for (p++; *p; p++) {
 			char *value = NULL;
@@ -484,6 +522,15 @@ static int parse(struct bdfs_command *command, int argc, char *const *argv, stru
 	}
 	for (int i = 0; i < list_count && r == 0; i++)
 		r = take_options(command, lists[i], sloppy, err);
+	if (r < 0)
+		return r;
+	if (count == 1 && first_base) {
+		positional[1] = positional[0];
+		positional[0] = first_base;
+		count = 2;
+	} else if (first_base) {
+		r = append(&command->options.bases, &command->options.base_count, first_base, err);
+	}
 	return r < 0 ? r : finish(command, positional, count, err);
 }
 

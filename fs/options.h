@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* options.h: the command line of mount.bitdelta, which `bitdelta mount` shares:
  *
- *     SOURCE TARGET [-sfnvrwd] [-N namespace] [-t type] [-o options]
+ *     SOURCE TARGET [-sfnvrwd] [-N namespace] [-t type] [-o options] [--base BASE] [--deltas LIST]
  *
  * as mount(8) calls its helpers and people type it. Commas inside a value are written `\,` or the
  * value is put in double quotes; a colon inside a path of deltas= is written `\:`, a backslash `\\`.
+ * --base and --deltas are base= and deltas=; where TARGET alone is given, the first --base is SOURCE.
  * -f stays in the foreground, as in all programs of libfuse; but from mount(8) it means "fake". */
 #ifndef BDFS_OPTIONS_H
 #define BDFS_OPTIONS_H

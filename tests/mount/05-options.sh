@@ -34,6 +34,12 @@ refuses "readahead" 1 'readahead=1x' "$MOUNT" "$B" "$M" -o "deltas=$K,readahead=
 refuses "open quote" 1 'quote' "$MOUNT" "$B" "$M" -o "deltas=\"$K"
 refuses "base without a value" 1 'base needs a value' "$MOUNT" "$B" "$M" -o "deltas=$K,base"
 refuses "blocks" 1 'blocks=some: expected full or stored' "$MOUNT" "$B" "$M" -o "deltas=$K,blocks=some"
+refuses "--base without a value" 1 'unknown option|--base needs a value' "$MOUNT" "$M" --deltas "$K" --base
+refuses "--base with an empty value" 1 '--base needs a value' "$MOUNT" --base= "$M" --deltas "$K"
+refuses "--deltas without a value" 1 '--deltas needs a value' "$MOUNT" "$B" "$M" --deltas
+refuses "--deltas, but no base" 1 'mount point is missing' "$MOUNT" "$M" --deltas "$K"
+refuses "an option that only begins so" 1 'unknown option "--bases"' "$MOUNT" --bases "$B" "$M" --deltas "$K"
+refuses "a long option of others" 1 'unknown option "--delta=x"' "$MOUNT" "$B" "$M" --delta=x
 check "--help" "$MOUNT" --help
 check "--version" grep -q '^mount.bitdelta [0-9]' <("$MOUNT" --version)
 
@@ -95,6 +101,22 @@ shows "escaped characters" "a:b,c\"d\\e f" "$MOUNT" "$B" "$M" -o \
 	"deltas=$W/a\\:b\\,c\\\"d\\e f.bdelta"
 shows "quotes" "a:b,c\"d\\e f" "$MOUNT" "$B" "$M" -o "\"deltas=$W/a\\:b,c\\\"d\\\\e f.bdelta\",ro"
 shows "bitdelta mount" "kjv" "$BUILD/bitdelta" mount "$B" "$M" -o "deltas=$K"
+shows "--base and --deltas" "kjv" "$BUILD/bitdelta" mount --base "$B" --deltas "$K" "$M"
+shows "--base and --deltas after the mount point" "kjv one two" "$MOUNT" "$M" --deltas="dir:$K" --base="$B"
+shows "--base beside a base" "base kjv odd" "$MOUNT" --base "$W/models/odd/base" "$B" "$M" \
+	--deltas "$K:$W/deltas/odd.bdelta" -o show_base
+shows "--base twice, --deltas twice" "base kjv odd" "$MOUNT" --base "$B" --base "$W/models/odd/base" "$M" \
+	--deltas "$K" --deltas "$W/deltas/odd.bdelta" -o show_base
+shows "--deltas beside -o deltas=" "kjv one two" "$MOUNT" "$B" "$M" --deltas "$K" -o "deltas=$W/dir"
+shows "--deltas with a colon and a comma" "a:b,c\"d\\e f" "$MOUNT" --base "$B" "$M" \
+	--deltas "$W/a\\:b,c\"d\\e f.bdelta"
+must "$MOUNT" --base "$B" "$M" --deltas "$K:$W/dir"
+same "--base: the source is the base" "$B" "$(findmnt -no SOURCE "$M")"
+check "--base: remount" "$MOUNT" --base "$B" "$M" --deltas "$K:$W/dir" -o remount
+check "--base: remount as mount(8) does" "$MOUNT" "$B" "$M" -o remount
+refuses "--base: remount with other deltas" '1|32' 'deltas= cannot be changed' \
+	"$MOUNT" --base "$B" "$M" --deltas "$K" -o remount
+unmount "$M"
 ln -s "$M" "$W/link"
 shows "a link to the mount point" "kjv" "$MOUNT" "$B" "$W/link" -o "deltas=$K"
 ln -s "$B" "$W/base, \\ with odd name"
