@@ -122,7 +122,7 @@ static int open_inputs(struct distill *d, struct bd_error *err)
 		bd_delta_close(delta);
 		return rc;
 	}
-	rc = bdx_source_match(d->fine, delta, err);
+	rc = bdx_source_match(d->fine, d->view, err);
 	return rc < 0 ? rc : open_tokenizer(d, err);
 }
 
@@ -414,6 +414,9 @@ static int measure(struct distill *d, double *kl, double *mse, struct bd_error *
 	struct bdx_score score = { 0 };
 	int rc = bdx_judge_measure(d->judge, d->student, 0, HELD_OUT, &score, &watch, err);
 
+	if (rc == 0 && !isfinite(score.nll_teacher))
+		rc = bd_error_set(err, -EDOM, "%s: this model gives no numbers: among its logits are NaN or "
+				  "infinities", bdx_source_name(d->fine));
 	*kl = score.kl / (double)score.positions;
 	*mse = score.mse / (double)score.positions;
 	return rc;

@@ -87,7 +87,9 @@ static int open_inputs(struct evaluation *e, struct bd_error *err)
 		bd_delta_close(delta);
 		return rc;
 	}
-	rc = bdx_source_view(&e->student, e->view, err);
+	rc = bdx_source_match(e->fine, e->view, err);
+	if (rc == 0)
+		rc = bdx_source_view(&e->student, e->view, err);
 	return rc < 0 ? rc : open_tokenizer(e, err);
 }
 
@@ -136,6 +138,18 @@ static double share(double sum, uint64_t count)
 	return count ? sum / (double)count : NAN;
 }
 
+/* Logits that are NaN or infinite make every figure meaningless: say whose they are. */
+static int check_numbers(const struct evaluation *e, const struct bdx_source *source,
+			 const struct bdx_score *s, const char *text, struct bd_error *err)
+{
+	if (!isfinite(s->nll_teacher))
+		source = e->fine;
+	else if (isfinite(s->nll_student) && isfinite(s->kl))
+		return 0;
+	return bd_error_set(err, -EDOM, "%s: this model gives no numbers: among its logits for the text \"%s\" "
+			    "are NaN or infinities", bdx_source_name(source), text);
+}
+
 /* One candidate over all texts. */
 static int measure(struct evaluation *e, const struct bdx_config *config,
 		   struct bdx_source *source, bool is_base, const struct bd_watch *watch,
@@ -152,6 +166,8 @@ static int measure(struct evaluation *e, const struct bdx_config *config,
 
 		rc = bdx_judge_measure(e->judges[t], model, 0, e->windows[t].count, &s, &quiet,
 				       err);
+		if (rc == 0)
+			rc = check_numbers(e, source, &s, text->name, err);
 		q->tokens = s.positions;
 		q->kl = share(s.kl, s.positions);
 		q->mse = share(s.mse, s.positions);

@@ -36,8 +36,9 @@ struct bdx_evaluation {
 /* The averages of base and delta are over the same windows, but for those with tokens that the
  * base does not have, which are left out for the base (base.tokens is then smaller). A model
  * without a tokenizer that is known has only the text that the fine-tune writes. Errors:
- * -ENOTSUP an architecture that is not known; -EINVAL inputs that do not fit; those of reading
- * and of the device; -EINTR. */
+ * -ENOTSUP an architecture that is not known; -EINVAL inputs that do not fit, as a fine-tune that
+ * the delta was not made from; -EDOM logits that are no numbers; those of reading and of the
+ * device; -EINTR. */
 void bdx_evaluate_defaults(struct bdx_evaluate_options *options);
 int bdx_evaluate(const struct bdx_evaluate_options *options, struct bdx_evaluation *result,
 		 struct bd_error *err);

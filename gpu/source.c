@@ -8,8 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sign.h"
+
 #define MAX_IDLE 64 /* scratches that are kept for the next read */
-#define SMALL ((uint64_t)1 << 20) /* bytes of a tensor that bdx_source_match looks at */
+/* What bdx_source_match looks at: */
+#define SMALL ((uint64_t)1 << 20) /* bytes of a tensor that is compared as a whole, at most */
+#define SAMPLED 128               /* tensors of which a part is, about so many */
+#define SAMPLE 1024               /* elements of each */
+#define TELLING 256               /* elements that changed, without which samples tell nothing */
+#define WRONG_SHARE 20            /* one in so many may have changed otherwise: refined scales that
+                                   * became negative are allowed for */
 
 struct bdx_source {
 	struct bd_checkpoint *checkpoint; /* owned; NULL for a view */
@@ -229,14 +237,90 @@ static int has_raw(struct bdx_source *s, const struct bd_entry *entry, struct bd
 	return rc;
 }
 
-int bdx_source_match(struct bdx_source *s, const struct bd_delta *delta, struct bd_error *err)
+/* Elements of samples, by how they changed: as the view shows them, and otherwise. */
+struct directions {
+	uint64_t as_shown, otherwise;
+};
+
+/* Which of the elements of `to` are larger than those of `from`? */
+static void find_larger(const void *to, const void *from, enum bd_dtype dtype, uint64_t count,
+			uint8_t bits[SAMPLE / 8])
 {
+	double row;
+	float cols[SAMPLE] = { 0 };
+	struct bd_sign_stats stats = { &row, cols };
+
+	memset(bits, 0, SAMPLE / 8);
+	bd_sign_extract(to, dtype, from, dtype, 1, count, bits, 0, &stats);
+}
+
+/* Compare elements of the base, of the view and of the fine-tune. What the view rounds to the base's own
+ * number tells nothing. */
+static void count_directions(struct directions *d, const void *base, const void *shown,
+			     const void *fine, enum bd_dtype dtype, uint64_t count)
+{
+	uint8_t up[SAMPLE / 8], down[SAMPLE / 8], fine_up[SAMPLE / 8];
+
+	find_larger(shown, base, dtype, count, up);
+	find_larger(base, shown, dtype, count, down);
+	find_larger(fine, base, dtype, count, fine_up);
+	for (size_t i = 0; i < SAMPLE / 8; i++) {
+		unsigned wrong = (up[i] & ~fine_up[i]) | (down[i] & fine_up[i]);
+
+		d->otherwise += (uint64_t)__builtin_popcount(wrong);
+		d->as_shown += (uint64_t)__builtin_popcount((up[i] | down[i]) & ~wrong);
+	}
+}
+
+/* Look at a part of a tensor that is coded by signs. */
+static int sample(struct bdx_source *s, struct bdx_source *shown, const struct bd_view *view,
+		  const struct bd_entry *e, struct directions *d, struct bd_error *err)
+{
+	const struct bd_base_tensor *base = bd_base_find(view->base, bd_entry_base(e));
+	enum bd_dtype dtype = e->tensor->dtype;
+	size_t width = bd_dtype_bits(dtype) / 8;
+	uint64_t all = e->rows * e->cols, count = all < SAMPLE ? all : SAMPLE;
+	uint64_t at = (all - count) / 2 * width, size = count * width;
+	char buffers[3][SAMPLE * sizeof(float)];
+	struct bdx_weight theirs, ours;
+	int rc;
+
+	if (dtype != e->base_dtype || !bdx_source_find(shown, e->tensor->name, &ours) ||
+	    !bdx_source_find(s, e->tensor->name, &theirs) || theirs.tensor->dtype != dtype ||
+	    theirs.tensor->size != e->tensor->size)
+		return 0;
+	rc = bd_file_read(base->shard->file, buffers[0], size, base->tensor->offset + at, err);
+	if (rc == 0)
+		rc = bdx_source_read(shown, &ours, buffers[1], at, size, err);
+	if (rc == 0)
+		rc = bdx_source_read(s, &theirs, buffers[2], at, size, err);
+	if (rc == 0)
+		count_directions(d, buffers[0], buffers[1], buffers[2], dtype, count);
+	return rc;
+}
+
+static int match(struct bdx_source *s, struct bdx_source *shown, const struct bd_view *view,
+		 struct directions *d, struct bd_error *err)
+{
+	const struct bd_delta *delta = view->delta;
+	size_t coded = 0, step = 1;
+	int rc = 0;
+
+	for (size_t f = 0; f < delta->file_count; f++)
+		for (size_t t = 0; delta->files[f].st && t < delta->files[f].st->count; t++)
+			step += delta->files[f].entries[t].planes > 0;
+	step = (step + SAMPLED - 1) / SAMPLED;
 	for (size_t f = 0; f < delta->file_count; f++)
 		for (size_t t = 0; delta->files[f].st && t < delta->files[f].st->count; t++) {
 			const struct bd_entry *e = &delta->files[f].entries[t];
-			int rc;
 
-			if (e->encoding != BD_RAW || e->copy || e->tensor->size > SMALL)
+			if (e->copy)
+				continue;
+			if (e->planes > 0 && coded++ % step == 0)
+				rc = sample(s, shown, view, e, d, err);
+			if (rc < 0)
+				return rc;
+			if (e->encoding != BD_RAW || e->tensor->size > SMALL)
 				continue;
 			rc = has_raw(s, e, err);
 			if (rc < 0)
@@ -247,6 +331,25 @@ int bdx_source_match(struct bdx_source *s, const struct bd_delta *delta, struct 
 						    delta->file->path, e->tensor->name);
 		}
 	return 0;
+}
+
+int bdx_source_match(struct bdx_source *s, struct bd_view *view, struct bd_error *err)
+{
+	struct directions d = { 0 };
+	struct bdx_source *shown;
+	uint64_t seen;
+	int rc = bdx_source_view(&shown, view, err);
+
+	if (rc < 0)
+		return rc;
+	rc = match(s, shown, view, &d, err);
+	bdx_source_close(shown);
+	seen = d.as_shown + d.otherwise;
+	if (rc == 0 && seen >= TELLING && d.otherwise > seen / WRONG_SHARE)
+		rc = bd_error_set(err, -EINVAL, "%s is not the fine-tune that %s was made from: %.0f of 100 "
+				  "weights changed in another direction", bdx_source_name(s),
+				  view->delta->file->path, 100 * (double)d.otherwise / (double)seen);
+	return rc < 0 ? rc : 0;
 }
 
 int bdx_source_check(struct bdx_source *s, struct bd_error *err)

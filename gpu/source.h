@@ -31,9 +31,10 @@ int bdx_source_read(struct bdx_source *source, const struct bdx_weight *weight, 
  * bytes. -ENOENT where there is none. */
 int bdx_source_file(struct bdx_source *source, const char *name, char **data, size_t *size,
 		    struct bd_error *err);
-/* Is it what the delta was made from, as far as small tensors tell that a delta keeps exactly? -EINVAL
- * with the first that differs. */
-int bdx_source_match(struct bdx_source *source, const struct bd_delta *delta, struct bd_error *err);
+/* Is it what the view's delta was made from? -EINVAL where it is not, as far as can be told from small
+ * tensors that a delta keeps exactly, which must be the same, and from samples of the others, which
+ * must have changed in the directions that the delta says. */
+int bdx_source_match(struct bdx_source *source, struct bd_view *view, struct bd_error *err);
 /* 0 while no file that it reads has changed (bd_file_check). */
 int bdx_source_check(struct bdx_source *source, struct bd_error *err);
 

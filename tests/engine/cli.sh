@@ -115,6 +115,20 @@ same "eval --text: exit status" 0 $?
 check "eval --text names it" grep -q 'text.txt, [0-9]* tokens' eval.txt
 check "eval prints a table" grep -qE '^    delta +[0-9.]+ +[0-9.]+ % +[0-9.e+-]+ +[0-9.e+-]+$' eval.txt
 check "eval says what it means" grep -q '^The delta closes [0-9.]* % of' eval.txt
+refuses "eval: another fine-tune" 1 "^bitdelta eval: $B is not the fine-tune that kjv.bdelta was made from: " \
+	evaluate kjv.bdelta --fine "$B"
+cp -r "$F" nan
+python3 - <<'END'
+import json, struct
+with open("nan/model.safetensors", "r+b") as f:
+    n = struct.unpack("<Q", f.read(8))[0]
+    at = json.loads(f.read(n))["model.norm.weight"]["data_offsets"][0]
+    f.seek(8 + n + at)
+    f.write(b"\xff\x7f")
+END
+must "$BITDELTA" import -q --steps 0 --base "$B" nan -o nan.bdelta
+refuses "eval: a model without numbers" 1 "^bitdelta eval: $W/nan: this model gives no numbers" \
+	"$BITDELTA" eval nan.bdelta --base "$B" --fine nan --device cpu --windows 2
 refuses "eval: no such text" 1 "nope.txt" evaluate kjv.bdelta --text nope.txt
 
 # --- generate ---

@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -402,6 +403,102 @@ static void the_base_may_be_wider(void **state)
 	assert_true(result.texts[0].delta.kl < 1e-6 && result.texts[0].base.kl > 1);
 }
 
+/* A copy of FROM, whose tensors with `part` in their names are those of OTHER, or NaN where that is NULL. */
+static char *mixed(const char *dir, const char *name, const char *from, const char *part, const char *other)
+{
+	char *to = resized(dir, name, from, 1024, 1);
+	FILE *f = fopen(td_path(to, "model.safetensors"), "r+");
+	struct bd_checkpoint *c, *o = NULL;
+	const struct bd_shard *shard;
+
+	assert_non_null(f);
+	assert_int_equal(bd_checkpoint_open(&c, to, NULL), 0);
+	assert_int_equal(other ? bd_checkpoint_open(&o, other, NULL) : 0, 0);
+	for (size_t i = 0; i < c->shards[0].st->count; i++) {
+		const struct bd_tensor *t = &c->shards[0].st->tensors[i];
+		char *data = malloc(t->size);
+
+		if (strstr(t->name, part)) {
+			memset(data, 0xff, t->size);
+			if (o)
+				bd_file_read(o->shards[0].file, data, t->size,
+					     bd_checkpoint_find(o, t->name, &shard)->offset, NULL);
+			fseek(f, (long)t->offset, SEEK_SET);
+			assert_int_equal(fwrite(data, 1, t->size, f), t->size);
+		}
+		free(data);
+	}
+	fclose(f);
+	bd_checkpoint_close(c);
+	bd_checkpoint_close(o);
+	return to;
+}
+
+static void other_fine_tunes_are_refused(void **state)
+{
+	char *dir = td_dir(), *closed = import_closed(dir);
+	/* Another one, which has all in common that a delta keeps exactly. */
+	char *other = mixed(dir, "other", FINE, "_proj", BASE);
+	const char *const fines[] = { BASE, other };
+	const char *const texts[] = { "tensors", "100 weights changed in another direction" };
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		struct bdx_distill_options o = quick(closed, td_path(dir, "out.bdelta"));
+		struct bdx_evaluate_options e;
+		struct bdx_distill_report report;
+		struct bdx_evaluation result;
+		struct bd_error err = { 0 };
+
+		o.fine = fines[i];
+		assert_int_equal(bdx_distill(&o, &report, &err), -EINVAL);
+		assert_non_null(strstr(err.text, "is not the fine-tune that"));
+		assert_non_null(strstr(err.text, texts[i]));
+		bdx_evaluate_defaults(&e);
+		e.base = BASE;
+		e.fine = fines[i];
+		e.delta = closed;
+		e.device = "cpu";
+		assert_int_equal(bdx_evaluate(&e, &result, &err), -EINVAL);
+		assert_non_null(strstr(err.text, texts[i]));
+	}
+}
+
+/* NaN among the logits: said whose they are, and no figures. */
+static void models_without_numbers(void **state)
+{
+	char *dir = td_dir(), *no_fine = mixed(dir, "no-fine", FINE, "model.norm", NULL);
+	char *no_base = mixed(dir, "no-base", BASE, "model.norm", NULL);
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		const char *base = i ? no_base : BASE, *fine = i ? FINE : no_fine;
+		char *sub_dir = td_mkdir(dir, i ? "1" : "0"), *closed = import_pair(sub_dir, base, fine, NULL, 0);
+		struct bdx_distill_options o = quick(closed, td_path(sub_dir, "out.bdelta"));
+		struct bdx_evaluate_options e;
+		struct bdx_distill_report report;
+		struct bdx_evaluation result;
+		struct bd_error err = { 0 };
+
+		bdx_evaluate_defaults(&e);
+		e.base = base;
+		e.fine = fine;
+		e.delta = closed;
+		e.device = "cpu";
+		e.windows = 2;
+		assert_int_equal(bdx_evaluate(&e, &result, &err), -EDOM);
+		assert_non_null(strstr(err.text, i ? "/no-base: this model gives no numbers" :
+				       "/no-fine: this model gives no numbers"));
+		o.base = base;
+		o.fine = fine;
+		o.steps = 1;
+		if (i == 0) {
+			assert_int_equal(bdx_distill(&o, &report, &err), -EDOM);
+			assert_non_null(strstr(err.text, "/no-fine: this model gives no numbers"));
+		}
+	}
+}
+
 struct written {
 	char text[4096];
 	size_t size;
@@ -458,6 +555,8 @@ int main(void)
 		cmocka_unit_test(tokens_may_be_added),
 		cmocka_unit_test(tokenizers_may_not_fit),
 		cmocka_unit_test(the_base_may_be_wider),
+		cmocka_unit_test(other_fine_tunes_are_refused),
+		cmocka_unit_test(models_without_numbers),
 		cmocka_unit_test(generation_is_repeatable),
 	};
 
