@@ -43,6 +43,7 @@ struct bd_import_options {
 	unsigned threads; /* 0: one per core */
 	bool force;       /* import although the two configurations name different architectures, or most weights
 			   * have no counterpart in the base */
+	bool no_clobber;  /* a file that is there stays: -EEXIST, or -ECANCELED as in bd_output_replace */
 	struct bd_watch watch;
 };
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "engine.h"
 #include "output.h"
@@ -28,6 +29,7 @@ static const char help[] =
 "  --raw GLOB           keep tensors of these names exact; may repeat, the last match decides\n"
 "  --rename OLD=NEW     look for the tensors of FINE that begin with OLD under NEW in BASE, if only the\n"
 "                       prefix differs; either may be empty; may repeat, the longest OLD decides\n"
+"  --no-clobber         keep a FILE that is there: refuse to replace it\n"
 "  --force              import although the configurations name different architectures, or most\n"
 "                       weights have no counterpart in BASE\n"
 "  --device DEVICE      where to distil: auto (the default), cpu, cuda or cuda:N\n"
@@ -62,19 +64,45 @@ struct arguments {
 	bool json, quiet;
 };
 
+/* A copy of the name of the link that FINE is, without slashes after it; NULL: it is none, or has the name of a cache
+ * entry, which is no name of a model. */
+static char *link_name(const char *fine)
+{
+	size_t length = strlen(fine);
+	struct stat st;
+	char *path, *slash, *name = NULL;
+
+	while (length > 1 && fine[length - 1] == '/')
+		length--;
+	path = strndup(fine, length);
+	if (path && lstat(path, &st) == 0 && S_ISLNK(st.st_mode)) {
+		slash = strrchr(path, '/');
+		name = strdup(slash ? slash + 1 : path);
+	}
+	free(path);
+	if (name && strncmp(name, "models--", strlen("models--")) != 0)
+		return name;
+	free(name);
+	return NULL;
+}
+
 /* OUT for an import without -o: the last component of FINE ("org/name" of a cache entry: name). */
 static char *default_output(const char *fine)
 {
 	struct bd_checkpoint *c;
-	const char *slash;
-	char *out = NULL;
+	const char *slash, *name;
+	char *out = NULL, *of_link = link_name(fine);
 
-	if (bd_checkpoint_open(&c, fine, NULL) < 0)
+	if (bd_checkpoint_open(&c, fine, NULL) < 0) {
+		free(of_link);
 		return strdup("fine-tune.bdelta"); /* the import will say what is wrong with FINE */
+	}
 	slash = strrchr(c->label, '/');
-	if (asprintf(&out, "%s.bdelta", slash ? slash + 1 : c->label) < 0)
+	name = of_link ? of_link : slash ? slash + 1 : c->label;
+	if (asprintf(&out, "%s.bdelta", name) < 0)
 		out = NULL;
 	bd_checkpoint_close(c);
+	free(of_link);
 	return out;
 }
 
@@ -157,6 +185,7 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 		{ "sign", .take = take_sign, .context = a },
 		{ "raw", .take = take_raw, .context = a },
 		{ "rename", .take = take_rename, .context = a },
+		{ "no-clobber", .flag = &o->no_clobber },
 		{ "force", .flag = &o->force },
 		{ "device", .value = &a->engine.device },
 		{ "steps", .value = &a->engine.steps },

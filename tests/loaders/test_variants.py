@@ -54,8 +54,9 @@ def distance(a, b):
     return np.linalg.norm((a - b)[fit])
 
 
-def check_content(base, fine, export, encodings):
+def check_content(base, fine, export, encodings, prefix):
     (b, _), (f, headers), (e, export_headers) = read(base), read(fine), read(export)
+    b = {prefix + name: data for name, data in b.items()}
     assert headers == export_headers, "headers are not the fine-tune's"
     assert e.keys() == f.keys()
     signs = 0
@@ -95,7 +96,7 @@ def encodings(delta):
     return found
 
 
-def check(name, base, fine, *options, plain_base=None):
+def check(name, base, fine, *options, plain_base=None, prefix=""):
     top = os.path.join(work, "test")
     shutil.rmtree(top, ignore_errors=True)
     os.mkdir(top)
@@ -115,7 +116,7 @@ def check(name, base, fine, *options, plain_base=None):
     finally:
         call(bitdelta, "umount", mnt)
     kinds = encodings(delta)
-    signs = check_content(plain_base or base, fine, export, kinds)
+    signs = check_content(plain_base or base, fine, export, kinds, prefix)
     sizes = sum(os.path.getsize(f) for f in shards(fine)), os.path.getsize(delta)
     print(f"# {name}: {signs} of {len(kinds)} tensors approximated, "
           f"{sizes[0]} bytes of safetensors, delta {sizes[1]}")
@@ -160,5 +161,9 @@ for name, base, fine, base_options, fine_options in make_variants.variants():
     if name == "bf16":
         with step("variant bf16 with the base as a cache entry"):
             check(name, cache_entry(os.path.join(work, "cache"), pair), fine_dir, plain_base=base_dir)
+        with step("variant bf16 under another prefix"):
+            other = os.path.join(pair, "other")
+            make_variants.save(other, {"module." + n: t for n, t in fine.items()}, **fine_options)
+            check(name, base_dir, other, "--rename", "module.=", prefix="module.")
 
 finish()

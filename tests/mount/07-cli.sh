@@ -109,6 +109,38 @@ same "verify -q says nothing" "" "$("$BITDELTA" verify -q kjv.bdelta --base "$B"
 same "export -q says nothing" "" "$("$BITDELTA" export -q kjv.bdelta --base "$B" -o exported2 2>&1)"
 refuses "verify -q prints failures" 1 'cut.bdelta' "$BITDELTA" verify -q cut.bdelta
 
+# --- names and what is there ---
+
+ln -s "$F" linked
+for given in linked linked/ "$W/linked//"; do
+	rm -f linked.bdelta
+	"$BITDELTA" import --steps 0 -q --base "$B" "$given"
+	check "import $given: a link gives its own name" cmp linked.bdelta kjv.bdelta
+done
+mkdir -p models--org--tune/snapshots
+cp -r "$F" models--org--tune/snapshots/abc
+ln -s models--org--tune models--org--alias
+"$BITDELTA" import --steps 0 -q --base "$B" models--org--alias
+check "import of a cache entry behind a link: the model's name" test -e tune.bdelta
+refuses "import --no-clobber" 1 'kjv.bdelta: is there already' \
+	"$BITDELTA" import --steps 0 --no-clobber --base "$B" "$F" -o kjv.bdelta
+check "import --no-clobber: of nothing" "$BITDELTA" import --steps 0 --no-clobber -q --base "$B" "$F" -o new.bdelta
+refuses "import --sign of nothing" 1 "--sign 'nomatch\*' matches no tensor" \
+	"$BITDELTA" import --steps 0 --base "$B" "$F" --sign 'nomatch*' -o new.bdelta
+refuses "import --rename of nothing" 1 "'x=y' renames no tensor" \
+	"$BITDELTA" import --steps 0 --base "$B" "$F" --rename x=y -o new.bdelta
+for wrong in x x=x =; do
+	refuses "import --rename $wrong" 2 "OLD=NEW" "$BITDELTA" import --base "$B" "$F" --rename $wrong
+done
+check "info tells the base's directory" grep -qx "  from   nano-llama2/base" <("$BITDELTA" info kjv.bdelta)
+"$BITDELTA" info --json kjv.bdelta >info.json
+holds "info --json tells the base's directory" info.json 'o["base"]["path"] == "nano-llama2/base"'
+cp -r "$B" models--org--base
+mkdir -p models--org--base/snapshots
+cp -r "$B" models--org--base/snapshots/0123abc
+"$BITDELTA" import --steps 0 -q --base models--org--base/snapshots/0123abc "$F" -o hub.bdelta
+check "info tells hub id and revision" grep -q "base   org/base at 0123abc," <("$BITDELTA" info hub.bdelta)
+
 # --- usage ---
 
 for option in -h --help; do

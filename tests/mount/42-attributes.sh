@@ -50,6 +50,11 @@ assert libc.listxattr(path, None, 0) == names
 assert libc.listxattr(path, buffer, 3) == -1 and ctypes.get_errno() == errno.ERANGE
 PY
 
+check "importing a mounted model: told" grep -q "what bitdelta makes of $D/a.bdelta" \
+	<("$BUILD/bitdelta" import --steps 0 --base "$B" "$M/a" -o "$W/again.bdelta" 2>&1)
+check "a mounted base: told" grep -q "what bitdelta makes of $D/a.bdelta" \
+	<("$BUILD/bitdelta" import --steps 0 --base "$M/a" "$M/b" -o "$W/again.bdelta" 2>&1)
+
 # Copies keep bytes and times; where the destination takes attributes, these too.
 check "cp -a" cp -a "$M/a" "$W/copied"
 check "cp -a: contents" diff -r "$W/truth/a" "$W/copied"

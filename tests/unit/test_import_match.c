@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "export.h"
@@ -26,6 +27,15 @@ static void take_note(void *context, const char *text)
 	(void)context;
 	notes++;
 	snprintf(note, sizeof(note), "%s", text);
+}
+
+static char first_note[2048];
+
+static void take_first_note(void *context, const char *text)
+{
+	(void)context;
+	if (!*first_note)
+		snprintf(first_note, sizeof(first_note), "%s", text);
 }
 
 /* ---- Checkpoints, named by a list ---- */
@@ -396,6 +406,66 @@ static void idle_options(void **state)
 	refused(&p, (struct bd_import_options){ .renames = renames + 2, .rename_count = 1 });
 }
 
+/* ---- What is there already, and what is no original ---- */
+
+static void replacing(void **state)
+{
+	struct place p = pair(plain, plain);
+	struct bd_import_options o = { .base = p.base, .fine = p.fine, .out = p.out, .scale = BD_SCALE_RANK1,
+				       .attenuation = BD_ATTENUATION, .watch.note = take_note };
+	struct bd_delta *d = imported(&p, (struct bd_import_options){ .no_clobber = true });
+	float *scales = malloc(d->scales->size);
+	struct bd_delta *old;
+
+	(void)state;
+	assert_int_equal(bd_import(&o, &err), 0);
+	assert_null(strstr(note, "distilled"));
+	assert_int_equal(bd_file_read(d->file, scales, d->scales->size, d->scales->offset, &err), 0);
+	assert_int_equal(bd_refine(d, scales, p.out, NULL, NULL, &err), 0);
+	free(scales);
+	bd_delta_close(d);
+	o.no_clobber = true;
+	assert_int_equal(bd_import(&o, &err), -EEXIST);
+	SAYS(err.text, p.out, "is there already");
+	assert_int_equal(bd_delta_open(&old, p.out, &err), 0);
+	assert_true(old->distilled);
+	bd_delta_close(old);
+	o.no_clobber = false;
+	o.watch.note = take_first_note;
+	first_note[0] = '\0';
+	assert_int_equal(bd_import(&o, &err), 0);
+	SAYS(first_note, p.out, "distilled", "--no-clobber");
+	/* A link that leads nowhere is there, too. */
+	unlink(p.out);
+	assert_int_equal(symlink("nowhere", p.out), 0);
+	o.no_clobber = true;
+	assert_int_equal(bd_import(&o, &err), -EEXIST);
+}
+
+static void mounted(void **state)
+{
+	struct place p = pair(plain, plain);
+	struct bd_import_options o = { .base = p.base, .fine = p.fine, .out = p.out, .scale = BD_SCALE_RANK1,
+				       .attenuation = BD_ATTENUATION, .watch.note = take_first_note };
+
+	(void)state;
+	if (setxattr(p.fine, "user.bitdelta.delta", "/srv/\033x.bdelta", 15, 0) < 0)
+		skip();
+	setxattr(p.fine, "user.bitdelta.encoding", "same,raw", 8, 0);
+	first_note[0] = '\0';
+	assert_int_equal(bd_import(&o, &err), 0);
+	assert_null(strstr(first_note, "what bitdelta makes"));
+	setxattr(p.fine, "user.bitdelta.encoding", "same,sign", 9, 0);
+	first_note[0] = '\0';
+	assert_int_equal(bd_import(&o, &err), 0);
+	SAYS(first_note, p.fine, "what bitdelta makes of /srv/?x.bdelta", "copy that file");
+	removexattr(p.fine, "user.bitdelta.delta");
+	setxattr(p.base, "user.bitdelta.delta", "/srv/b.bdelta", 13, 0);
+	first_note[0] = '\0';
+	assert_int_equal(bd_import(&o, &err), 0);
+	SAYS(first_note, "the base", p.base, "of /srv/b.bdelta");
+}
+
 /* ---- Numbers that are none ---- */
 
 static void special_numbers(void **state)
@@ -497,6 +567,8 @@ int main(void)
 		cmocka_unit_test(fused),
 		cmocka_unit_test(empty_tensors),
 		cmocka_unit_test(idle_options),
+		cmocka_unit_test(replacing),
+		cmocka_unit_test(mounted),
 		cmocka_unit_test(special_numbers),
 		cmocka_unit_test(special_fine_tune),
 	};
