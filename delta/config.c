@@ -57,6 +57,9 @@ static int read_object(struct bd_config *config, struct bd_json *j, unsigned dep
 		} else if (kind == BD_JSON_STRING && depth == 0 && !config->model_type &&
 			   strcmp(key, "model_type") == 0) {
 			rc = bd_json_string_dup(j, &config->model_type, NULL);
+		} else if (kind == BD_JSON_STRING && depth == 0 && !config->name_or_path &&
+			   strcmp(key, "_name_or_path") == 0) {
+			rc = bd_json_string_dup(j, &config->name_or_path, NULL);
 		} else {
 			rc = bd_json_skip(j);
 		}
@@ -201,5 +204,6 @@ int bd_config_read(struct bd_config *config, const struct bd_checkpoint *c, stru
 void bd_config_free(struct bd_config *config)
 {
 	free(config->model_type);
-	config->model_type = NULL;
+	free(config->name_or_path);
+	config->model_type = config->name_or_path = NULL;
 }

@@ -11,6 +11,7 @@
 
 struct bd_config {
 	char *model_type; /* owned; NULL: not said */
+	char *name_or_path; /* the same: _name_or_path, what it was loaded from when it was saved */
 	/* Sizes of vocabularies, of the parts of a model too (text_config and the like); where the
 	 * configuration names none, what the tokenizer has. */
 	uint64_t vocabularies[BD_CONFIG_VOCABULARIES];

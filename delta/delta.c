@@ -173,6 +173,8 @@ void bd_delta_close(struct bd_delta *d)
 	free(d->name);
 	free(d->base_label);
 	free(d->base_revision);
+	free(d->base_path);
+	free(d->base_hub);
 	free(d->producer);
 	free(d->scale_kind);
 	bd_shapes_free(&d->shapes);

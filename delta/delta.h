@@ -59,7 +59,8 @@ struct bd_delta {
 	size_t file_count;
 	const struct bd_tensor *scales;  /* NULL if there are none */
 	char scales_xxh128[BD_HASH];
-	char *base_label, *base_revision; /* revision may be NULL */
+	char *base_label;
+	char *base_revision, *base_path, *base_hub; /* for people (origin.h); each may be NULL */
 	char base_digest[BD_HASH];
 	char *producer;
 	char *scale_kind;                /* "rank1", …; NULL if unknown */

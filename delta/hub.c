@@ -44,8 +44,7 @@ static bool is_directory(const char *path)
 	return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-/* "org/name", as models are called on the hub. */
-static bool is_repository_name(const char *path)
+bool bd_hub_is_name(const char *path)
 {
 	const char *slash = strchr(path, '/');
 
@@ -61,7 +60,7 @@ static int explain_missing(const char *path, struct bd_error *err)
 {
 	const char *slash = strchr(path, '/');
 
-	if (!is_repository_name(path))
+	if (!bd_hub_is_name(path))
 		return bd_error_set(err, -ENOENT, "%s: no such directory", path);
 	return bd_error_set(err, -ENOENT, "%s: no such directory; nothing is downloaded here, so "
 			    "give a local path: after a download with the Hugging Face tools that "

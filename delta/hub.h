@@ -8,6 +8,8 @@
 #ifndef BD_HUB_H
 #define BD_HUB_H
 
+#include <stdbool.h>
+
 #include "error.h"
 
 struct bd_hub_place {
@@ -22,5 +24,8 @@ struct bd_hub_place {
  * other errors of realpath(3). The sentence says what to give instead. */
 int bd_hub_resolve(struct bd_hub_place *place, const char *path, struct bd_error *err);
 void bd_hub_place_free(struct bd_hub_place *place);
+
+/* "org/name", as models are called on the hub. */
+bool bd_hub_is_name(const char *path);
 
 #endif

@@ -12,16 +12,19 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/xattr.h>
 
 #include "container.h"
 #include "import_impl.h"
 #include "manifest.h"
+#include "origin.h"
 #include "store.h"
 #include "utf8.h"
 
@@ -372,6 +375,14 @@ static void note_quantised(const struct import *im)
 			       "from would shrink", kept, (double)bytes / 1e6, im->options->fine);
 }
 
+static int commit(struct import *im, struct bd_error *err)
+{
+	static const struct bd_occupant nothing;
+
+	return im->options->no_clobber ? bd_output_replace(im->container->output, &nothing, err) :
+					 bd_output_commit(im->container->output, err);
+}
+
 static int run(struct import *im, struct bd_error *err)
 {
 	int rc = run_exact(im, 64, 65, err);
@@ -396,7 +407,7 @@ static int run(struct import *im, struct bd_error *err)
 	if (rc == 0 && im->look.stop && *im->look.stop)
 		rc = bd_error_set(err, -EINTR, "interrupted");
 	if (rc == 0)
-		rc = bd_output_commit(im->container->output, err);
+		rc = commit(im, err);
 	if (rc < 0)
 		return rc;
 	note_special(im);
@@ -420,25 +431,74 @@ static char *plain_copy(const char *name)
 static int describe(struct import *im, struct bd_error *err)
 {
 	struct bd_delta *d = im->plan.delta;
-	const struct bd_checkpoint *c = im->plan.base->checkpoint;
+	struct bd_origin origin;
+	int rc = bd_origin_find(&origin, im->plan.base->checkpoint, im->plan.fine, err);
 
-	d->base_label = plain_copy(c->label);
-	d->base_revision = c->revision ? plain_copy(c->revision) : NULL;
+	d->base_revision = origin.revision;
+	d->base_path = origin.path;
+	d->base_hub = origin.hub;
+	if (rc < 0)
+		return rc;
+	d->base_label = plain_copy(im->plan.base->checkpoint->label);
 	d->producer = strdup("bitdelta " BD_VERSION);
 	d->scale_kind = strdup(bd_scale_name(im->options->scale));
 	d->attenuation = im->options->attenuation;
 	memcpy(d->base_digest, im->plan.base->digest, sizeof(d->base_digest));
-	if (!d->base_label || (c->revision && !d->base_revision) || !d->producer || !d->scale_kind)
+	if (!d->base_label || !d->producer || !d->scale_kind)
 		return out_of_memory(im, err);
 	return 0;
 }
 
+/* Distilling took time, and what is replaced does not come back. */
+static void note_replaced(const struct bd_import_options *o)
+{
+	struct bd_delta *old;
+
+	if (bd_delta_open(&old, o->out, NULL) < 0)
+		return;
+	if (old->distilled)
+		bd_import_note(o, "%s is there and distilled, and will be replaced (--no-clobber keeps it)", o->out);
+	bd_delta_close(old);
+}
+
+/* The value of an attribute that a mount gives its directories (mount.bitdelta(8)), and that copies may keep;
+ * false: none. */
+static bool get_attribute(const struct bd_checkpoint *c, const char *name, char *value, size_t room)
+{
+	ssize_t n = getxattr(c->path, name, value, room - 1);
+
+	if (n < 0)
+		return false;
+	value[n] = '\0';
+	bd_utf8_make_plain(value);
+	return true;
+}
+
+/* Models that a mount shows are what signs and scales give. */
+static void note_mounted(const struct import *im)
+{
+	const struct bd_import_options *o = im->options;
+	char delta[PATH_MAX], encodings[64];
+
+	if (get_attribute(im->plan.fine, "user.bitdelta.delta", delta, sizeof(delta)) &&
+	    get_attribute(im->plan.fine, "user.bitdelta.encoding", encodings, sizeof(encodings)) &&
+	    strstr(encodings, bd_encoding_name(BD_SIGN)))
+		bd_import_note(o, "%s is what bitdelta makes of %s, not the original fine-tune: copy that file, or "
+			       "import the original, and nothing more is lost", o->fine, delta);
+	if (get_attribute(im->plan.base->checkpoint, "user.bitdelta.delta", delta, sizeof(delta)))
+		bd_import_note(o, "the base %s is what bitdelta makes of %s: %s will need just that file, as it is now",
+			       o->base, delta, o->out);
+}
+
 static int check_options(const struct bd_import_options *o, struct bd_error *err)
 {
+	struct bd_occupant there;
 	int rc = bd_store_check_name(o->out, err);
 
 	if (rc < 0)
 		return rc;
+	if (o->no_clobber && bd_output_note(&there, o->out, NULL) == 0 && there.there)
+		return bd_error_set(err, -EEXIST, "%s: is there already, and stays (--no-clobber)", o->out);
 	if (!(o->attenuation > 0) || !isfinite(o->attenuation))
 		return bd_error_set(err, -EINVAL, "the attenuation must be a positive number");
 	return 0;
@@ -500,6 +560,8 @@ int bd_import(const struct bd_import_options *options, struct bd_error *err)
 				  "the model again or remove the link", im.plan.fine->dangling);
 		goto out;
 	}
+	note_replaced(options);
+	note_mounted(&im);
 	for (size_t i = 0; i < im.plan.fine->skipped_count; i++)
 		bd_import_note(options, "not taken: %s", im.plan.fine->skipped[i]);
 	rc = describe(&im, err);

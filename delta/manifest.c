@@ -595,6 +595,10 @@ static int read_base_identity(struct reader *r)
 			rc = read_label(j, &d->base_label);
 		else if (strcmp(key, "revision") == 0)
 			rc = read_label(j, &d->base_revision);
+		else if (strcmp(key, "path") == 0)
+			rc = read_label(j, &d->base_path);
+		else if (strcmp(key, "hub") == 0)
+			rc = read_label(j, &d->base_hub);
 		else if (strcmp(key, "digest") == 0)
 			rc = read_hash(j, d->base_digest);
 		else
@@ -804,6 +808,15 @@ static void find_features(const struct bd_delta *d, bool found[FEATURES])
 	}
 }
 
+/* A member after what separates it; none where the text is NULL. */
+static void print_string(struct bd_buffer *out, const char *before, const char *name, const char *text)
+{
+	if (!text)
+		return;
+	bd_buffer_printf(out, "%s\"%s\":", before, name);
+	bd_buffer_json_string(out, text, strlen(text));
+}
+
 void bd_manifest_print(const struct bd_delta *d, struct bd_buffer *out)
 {
 	bool found[FEATURES];
@@ -816,14 +829,12 @@ void bd_manifest_print(const struct bd_delta *d, struct bd_buffer *out)
 			bd_buffer_printf(out, "%s\"%s\"", comma, features[f]);
 			comma = ",";
 		}
-	bd_buffer_printf(out, "],\"producer\":");
-	bd_buffer_json_string(out, d->producer, strlen(d->producer));
-	bd_buffer_printf(out, ",\n\"base\":{\"label\":");
-	bd_buffer_json_string(out, d->base_label, strlen(d->base_label));
-	if (d->base_revision) {
-		bd_buffer_printf(out, ",\"revision\":");
-		bd_buffer_json_string(out, d->base_revision, strlen(d->base_revision));
-	}
+	bd_buffer_printf(out, "]");
+	print_string(out, ",", "producer", d->producer);
+	print_string(out, ",\n\"base\":{", "label", d->base_label);
+	print_string(out, ",", "revision", d->base_revision);
+	print_string(out, ",", "path", d->base_path);
+	print_string(out, ",", "hub", d->base_hub);
 	bd_buffer_printf(out, ",\"digest\":\"%s\"}", d->base_digest);
 	if (d->scale_kind) {
 		bd_buffer_printf(out, ",\n\"import\":{\"scale\":");

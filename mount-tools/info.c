@@ -68,6 +68,10 @@ static int json_delta(const struct bd_delta *d, bool tensors, struct bd_error *e
 	json_string(&j, part, "label", d->base_label);
 	if (d->base_revision)
 		json_string(&j, part, "revision", d->base_revision);
+	if (d->base_path)
+		json_string(&j, part, "path", d->base_path);
+	if (d->base_hub)
+		json_string(&j, part, "hub", d->base_hub);
 	json_string(&j, part, "digest", d->base_digest);
 	if (d->scale_kind) {
 		part = json_object(&j, o, "import");
@@ -100,7 +104,8 @@ static void print_tensor(const struct bd_entry *e)
 		printf("  error %.3f", e->error);
 	else
 		printf("  %11s", "");
-	printf("  %s\n", e->tensor->name);
+	printf("  %s%s%s\n", e->tensor->name, e->base_name ? ", in the base " : "",
+	       e->base_name ? e->base_name : "");
 }
 
 static int print_delta(const struct bd_delta *d, bool tensors, struct bd_error *err)
@@ -109,6 +114,10 @@ static int print_delta(const struct bd_delta *d, bool tensors, struct bd_error *
 	printf("\n  base   %s%s%s, identity %s\n", d->base_label,
 	       d->base_revision ? " at " : "", d->base_revision ? d->base_revision : "",
 	       d->base_digest);
+	if (d->base_path)
+		printf("  from   %s\n", d->base_path);
+	if (d->base_hub)
+		printf("  hub    %s, by what the fine-tune says\n", d->base_hub);
 	if (d->scale_kind)
 		printf("  scales %s, %s, attenuation %g\n", d->scale_kind,
 		       d->distilled ? "distilled" : "closed form", d->attenuation);
