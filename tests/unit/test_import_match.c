@@ -58,6 +58,9 @@ static void write_model(const char *dir, const char *const *names, unsigned laye
 			if (at)
 				name = td_format("%.*s%u%s", (int)(at - name), name, layer, at + 2);
 			t[n] = (struct td_tensor){ .dtype = BD_BF16, .dims = 2, .shape = { 64, 64 } };
+			/* A row per token: other matrices must have another number. */
+			if (strstr(name, "embed") || strstr(name, "lm_head"))
+				t[n].shape[0] = 80;
 			if (last == '!' || last == '?') {
 				name[strlen(name) - 1] = '\0';
 				t[n].dims = 1;
@@ -371,7 +374,7 @@ static void empty_tensors(void **state)
 
 	(void)state;
 	refused(&p, (struct bd_import_options){ 0 });
-	SAYS(err.text, "is empty (shape [0]) in the fine-tune", p.fine, "[64, 64]", "ZeRO-3", "zero_to_fp32.py",
+	SAYS(err.text, "is empty (shape [0]) in the fine-tune", p.fine, "[80, 64]", "ZeRO-3", "zero_to_fp32.py",
 	     "stage3_gather_16bit_weights_on_model_save");
 	p = pair(plain, one);
 	refused(&p, (struct bd_import_options){ .force = true });
