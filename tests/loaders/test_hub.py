@@ -4,7 +4,7 @@
 HF_HUB_CACHE=MOUNT and HF_HUB_OFFLINE=1 are set; the deltas of make_models.py's fine-tunes are called
 acme--NAME.bdelta, and bases are shown too. TRUTH/NAME is what was exported.
 """
-import os, subprocess, sys
+import http.server, json, os, subprocess, sys, tempfile, textwrap, threading
 
 import huggingface_hub as hub
 import torch
@@ -114,5 +114,52 @@ with step("not told to be offline, but without a network"):
     env = {k: v for k, v in os.environ.items() if "OFFLINE" not in k} | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100)
     assert said.stdout.split() == [snapshot("llama"), snapshot("bert") + "/config.json"], said
+
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub that has the model other/small, with one file, and no other."""
+
+    commit = "c" * 40
+
+    def answer(self):
+        files = [f"/other/small/resolve/{revision}/config.json" for revision in ("main", self.commit)]
+        body, headers = b"", {"X-Error-Code": "RepoNotFound"}
+        if self.path == "/api/models/other/small/revision/main":
+            siblings = [{"rfilename": "config.json"}]
+            body = json.dumps({"id": "other/small", "sha": self.commit, "siblings": siblings}).encode()
+        elif self.path in files:
+            body, headers = b"{}", {"ETag": '"0123"', "X-Repo-Commit": self.commit}
+        self.send_response(200 if body else 404)
+        for name, value in (headers | {"Content-Length": len(body)}).items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = answer
+
+    def log_message(self, *_):
+        pass
+
+
+with step("a link in an ordinary cache, to which other models are downloaded"):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as cache:
+        os.symlink(os.path.join(mount, "models--acme--llama"), os.path.join(cache, "models--acme--llama"))
+        code = textwrap.dedent("""
+            import huggingface_hub as h, transformers as t
+            for _ in range(2):
+                print(h.snapshot_download('acme/llama'), h.hf_hub_download('acme/llama', 'config.json'))
+                print(open(h.snapshot_download('other/small') + '/config.json').read())
+            t.AutoModelForCausalLM.from_pretrained('acme/llama')
+            print(*sorted(r.repo_id for r in h.scan_cache_dir().repos))""")
+        env = {k: v for k, v in os.environ.items() if "OFFLINE" not in k}
+        env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_CACHE": cache}
+        said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100)
+        linked = snapshot("llama").replace(mount, cache)
+        assert said.stdout.split() == [linked, linked + "/config.json", "{}"] * 2 + ["acme/llama", "other/small"], said
+        same_files(linked, os.path.join(truth, "llama"))
 
 finish()

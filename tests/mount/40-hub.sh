@@ -32,6 +32,11 @@ check "the revision is the contents'" test "$(revisions | sort -u | wc -l)" = 2
 same "version.txt by name only" "1" "$(cat "$M/version.txt")"
 same "links of the directories" "5 4 2 3 2" "$(cd "$M" && r=models--org--name &&
 	stat -c %h . $r $r/refs $r/snapshots $r/snapshots/* | paste -sd' ')"
+# One model in a cache of the user's own, to which others are downloaded.
+mkdir "$W/own"
+ln -s "$M/models--org--name" "$W/own/"
+own=$W/own/models--org--name
+check "a link in a cache: contents" diff -r "$W/truth/a" "$own/snapshots/$(cat "$own/refs/main")"
 same "what one expects in a cache is absent, without an error" "" \
 	"$(ls -d "$M/models--org--name/blobs" "$M/models--org--name/.no_exist" "$M/.locks" 2>/dev/null)"
 refuses "writing is refused as on any read-only disk" 1 'Read-only' mkdir "$M/.locks"
@@ -50,6 +55,7 @@ r=$(revision models--org--name)
 same "a replaced delta: its new revision is that of these contents" "$(revision models--plain)" "$r"
 check "a replaced delta: not the old one" test "$r" != "$(head -c 40 <<<"$before")"
 check "a replaced delta: contents" diff -r "$W/truth/c" "$M/models--org--name/snapshots/$r"
+check "a replaced delta: through a link" diff -r "$W/truth/c" "$own/snapshots/$(cat "$own/refs/main")"
 check "a replaced delta: the old revision is gone" \
 	test ! -e "$M/models--org--name/snapshots/$(head -c 40 <<<"$before")"
 cp "$W/deltas/a.bdelta" "$D/.new" && mv "$D/.new" "$D/org--name.bdelta"
@@ -107,6 +113,10 @@ check "a base in a cache" mount_at "$M" "$repo" "deltas=$D/plain.bdelta,layout=h
 same "a base in a cache: names" "models--acme--small models--plain" "$(names)"
 same "a base in a cache: its commit" $commit "$(revision models--acme--small)"
 check "a base in a cache: contents" diff -r "$B" "$M/models--acme--small/snapshots/$commit"
+ln -s "$M/models--acme--small" "$W/own/"
+check "a link in a cache is a base" mount_at "$W/second" "$W/own/models--acme--small" "deltas=$D/plain.bdelta"
+check "a link in a cache is a base: contents" diff -r "$W/truth/c" "$W/second/plain"
+check "a link in a cache is a base: umount" unmount "$W/second"
 check "a base in a cache: umount" unmount "$M"
 check "the same with layout=dirs" mount_at "$M" "$repo" "deltas=$D/plain.bdelta,show_base"
 same "the same with layout=dirs: names" "acme--small plain" "$(names)"
