@@ -16,6 +16,7 @@
 # sanitizer reported something in it or in a daemon that it started.
 set -u
 cd "$(dirname "$0")/.." || exit 1
+. tests/patience.sh
 root=$PWD
 log=$root/build/log
 passed=0 failed=0 skipped=0
@@ -52,7 +53,7 @@ our_processes() {
 # A daemon ends shortly after its mount; what a sanitizer says comes last.
 wait_for_processes() {
 	local i pids
-	for i in {1..100}; do
+	for i in {1..600}; do
 		pids=$(our_processes)
 		[ -n "$pids" ] || return 0
 		sleep 0.1
@@ -78,7 +79,8 @@ count() {
 
 # run NAME SECONDS COMMAND...: one test program, one line
 run() {
-	local name=$1 limit=$2 p f s status why="" start=$SECONDS
+	local name=$1 limit p f s status why="" start=$SECONDS
+	limit=$(patience "$2")
 	shift 2
 	local out=$log/$name.log san=$log/$name.sanitizer
 	mkdir -p "$(dirname "$out")"

@@ -5,6 +5,7 @@
 # to its message.)
 set -u
 cd "$(dirname "$0")/.." || exit 1
+. tests/patience.sh
 build=${1:-build/release}
 status=0
 python=build/venv/test/bin/python
@@ -68,7 +69,7 @@ step "umount" "$build/bitdelta" umount "$dir/mnt" && mounted=
 
 # Refused, with exit status 1 and one line that names the program: neither taken nor a crash.
 for delta in "$golden"/bad-*.bdelta; do
-	message=$(timeout 20 "$build/bitdelta" verify --base $golden/base "$delta" 2>&1 >/dev/null)
+	message=$(in_time 20 "$build/bitdelta" verify --base $golden/base "$delta" 2>&1 >/dev/null)
 	found=$?
 	if [ $found = 1 ] && [[ $message == "bitdelta verify: "* ]]; then
 		echo "ok $(basename "$delta" .bdelta): refused"

@@ -19,7 +19,7 @@ here = os.path.dirname(os.path.abspath(__file__))
 
 def call(*argv):
     p = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                       stderr=subprocess.STDOUT, timeout=120, text=True, errors="replace")
+                       stderr=subprocess.STDOUT, timeout=600, text=True, errors="replace")
     assert p.returncode == 0, f"{' '.join(argv)}: exit {p.returncode}: {p.stdout[-2000:]}"
     return p.stdout
 

@@ -55,7 +55,7 @@ check "umount" unmount "$M"
 same "nothing is left" "" "$(ls -A "$M")"
 
 # The daemon keeps nothing of the caller: this would wait for the end of the output.
-check "output can be captured" timeout 60 bash -c 'x=$("$@" 2>&1)' - \
+check "output can be captured" in_time 60 bash -c 'x=$("$@" 2>&1)' - \
 	"$MOUNT" "$DATA/base" "$M" -o "deltas=$W/deltas/kjv.bdelta"
 same "inode numbers stay" "$inodes" "$(find "$M" -printf '%i %P\n' | sort)"
 is_free() { ! grep -qF " $1 " /proc/self/mountinfo; }

@@ -56,7 +56,7 @@ refuses "the fine-tune as base: what differs" 32 "contents of tensor '[a-z0-9._]
 refuses "a damaged delta" 32 'cut.bdelta' "$MOUNT" "$B" "$M" -o "deltas=$W/bad/cut.bdelta"
 refuses "something else as delta" 32 'config.json' "$MOUNT" "$B" "$M" -o "deltas=$B/config.json"
 mkfifo "$W/fifo.bdelta"
-refuses "a FIFO" 32 'fifo.bdelta.*FIFO' timeout 20 "$MOUNT" "$B" "$M" -o "deltas=$W/fifo.bdelta"
+refuses "a FIFO" 32 'fifo.bdelta.*FIFO' in_time 20 "$MOUNT" "$B" "$M" -o "deltas=$W/fifo.bdelta"
 refuses "one name twice" 32 'dir/two.bdelta and .*other/two.bdelta' \
 	"$MOUNT" "$B" "$M" -o "deltas=$W/dir/two.bdelta:$W/other/two.bdelta"
 cp "$K" "$W/bad name"$'\n'".bdelta"

@@ -367,7 +367,7 @@ same "nohup: exit status" 0 $?
 
 check "a terminal has a bar, and Ctrl-C" python3 - "${defaults[@]}" "$BITDELTA" "${big[@]}" -o t.bdelta <<'EOF'
 import os, pty, signal, sys
-signal.alarm(60)
+signal.alarm(600)
 pid, fd = pty.fork()
 if pid == 0:
     os.execvp(sys.argv[1], sys.argv[1:])

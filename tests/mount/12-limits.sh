@@ -49,7 +49,7 @@ limited() {
 	local kind=$1 pattern=$2 value status text worked=0 failed_well=0 bad=""
 	shift 2
 	for value in "$@"; do
-		text=$(timeout 60 prlimit "--$kind=$value" "$MOUNT" "$B" "$M" -o "deltas=$W/many,threads=2" 2>&1)
+		text=$(in_time 60 prlimit "--$kind=$value" "$MOUNT" "$B" "$M" -o "deltas=$W/many,threads=2" 2>&1)
 		status=$?
 		case $status in
 		0)

@@ -157,16 +157,16 @@ check "contents after that" diff -r "$W/truth" "$M"
 stuck() { # TITLE OPTIONS
 	local start=$SECONDS
 	refuses "stopped: $1" 32 "does not answer.* bitdelta umount --lazy $M\$" \
-		timeout -s KILL 30 "$MOUNT" "$B" "$M" -o "$2"
-	check "stopped: $1 waits only some seconds" test $((SECONDS - start)) -le 8
+		in_time 30 "$MOUNT" "$B" "$M" -o "$2"
+	check "stopped: $1 waits only some seconds" test $((SECONDS - start)) -le "$(patience 8)"
 }
 exec 7<"$M/b/$FILE"
 stop "$pid"
 stuck "mounting over it" "deltas=$W/deltas"
 stuck "remounting" remount
 refuses "stopped: an open file keeps it mounted" '[1-9].*' 'in use' \
-	timeout -s KILL 10 "$BUILD/bitdelta" umount "$M"
-check "stopped: bitdelta umount --lazy" timeout -s KILL 10 "$BUILD/bitdelta" umount --lazy "$M"
+	in_time 10 "$BUILD/bitdelta" umount "$M"
+check "stopped: bitdelta umount --lazy" in_time 10 "$BUILD/bitdelta" umount --lazy "$M"
 same "stopped: it is gone" "" "$(mounts)"
 check "stopped: the mount point can be used" mount_at "$M" "$B" "deltas=$W/deltas"
 check "stopped: contents" diff -r "$W/truth" "$M"
@@ -175,7 +175,7 @@ exec 7<&-
 check "stopped: the detached daemon ends" wait_for 20 has_ended "$pid"
 pid=$(daemon_of "$M")
 stop "$pid"
-check "stopped: bitdelta umount" timeout -s KILL 10 "$BUILD/bitdelta" umount "$M"
+check "stopped: bitdelta umount" in_time 10 "$BUILD/bitdelta" umount "$M"
 same "stopped: it is unmounted" "" "$(mounts)"
 kill -CONT "$pid"
 check "stopped: the daemon ends when it goes on" wait_for 20 has_ended "$pid"

@@ -11,10 +11,10 @@ M=$W/mnt
 B=$W/models/tunes/base
 D=$W/watched
 mkdir "$D" "$W/second"
-milliseconds=1000
-[ -z "$SLOW" ] || milliseconds=8000
+milliseconds=$(($(patience 1) * 1000))
+[ -z "$SLOW" ] || milliseconds=$(($(patience 8) * 1000))
 
-# soon NAME COMMAND...: it succeeds within a second
+# soon NAME COMMAND...: it succeeds within a second, or some (patience.sh)
 soon() {
 	local name=$1 start=${EPOCHREALTIME/./} now
 	shift
@@ -150,7 +150,7 @@ check "the daemon outlives SIGHUP" is_alive "$pid"
 check "broken ones are not logged at every scan" test "$(wc -l <"$W/log")" -lt $((lines + 30))
 check "umount" unmount "$M"
 : >"$W/log"
-check "mount with broken ones" timeout 60 "$MOUNT" "$B" "$M" -o "deltas=$D:$W/second,log=$W/log"
+check "mount with broken ones" in_time 60 "$MOUNT" "$B" "$M" -o "deltas=$D:$W/second,log=$W/log"
 pid=$(daemon_of "$M")
 reasons "broken ones are there"
 for name in $broken; do

@@ -43,9 +43,9 @@ refuses "layout" 1 'dirs or hub' "$MOUNT" "$B" "$M" -o "deltas=$D,layout=flat"
 refuses "allow_other=1" 1 'has no value' "$MOUNT" "$B" "$M" -o "deltas=$D,allow_other=1"
 
 # --- mount -f: fake ---
-check "mount -f" timeout 60 mount -f -t bitdelta "$B" "$M" -o "deltas=$D"
+check "mount -f" in_time 60 mount -f -t bitdelta "$B" "$M" -o "deltas=$D"
 check "mount -f does not mount" is_free "$M"
-refuses "mount -f checks" 32 'nowhere' timeout 60 mount -f -t bitdelta "$B" "$M" -o "deltas=$W/nowhere"
+refuses "mount -f checks" 32 'nowhere' in_time 60 mount -f -t bitdelta "$B" "$M" -o "deltas=$W/nowhere"
 
 # --- fstab ---
 echo "$B $M bitdelta deltas=$D,allow_other,nofail,_netdev 0 0" >"$W/fstab"
@@ -71,7 +71,7 @@ refuses "mount -a of what cannot be mounted" '[1-9][0-9]*' 'nowhere' mount -a -T
 
 # --- autofs, which systemd uses for x-systemd.automount ---
 mkdir "$W/auto"
-text=$(timeout 120 python3 "$here/autofs.py" "$W/auto" "$W/auto/kjv/config.json" \
+text=$(in_time 120 python3 "$here/autofs.py" "$W/auto" "$W/auto/kjv/config.json" \
 	mount -t bitdelta "$B" "$W/auto" -o "deltas=$D" 2>&1)
 case $? in
 0) same "automount" "$(cat "$W/truth/kjv/config.json")" "$text" ;;

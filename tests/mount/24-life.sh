@@ -114,7 +114,7 @@ os.close(terminal)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 EOP
 same "foreground: SIGHUP rescans, a terminal that hangs up ends it" "alive 0" \
-	"$(timeout 60 python3 "$W/terminal.py" "$MOUNT" -f "$B" "$M" -o "deltas=$D" | paste -sd' ')"
+	"$(in_time 60 python3 "$W/terminal.py" "$MOUNT" -f "$B" "$M" -o "deltas=$D" | paste -sd' ')"
 check "foreground: unmounted" is_free "$M"
 "$MOUNT" -f "$B" "$M" -o "deltas=$D" 2>"$W/foreground" &
 parent=$!
@@ -153,7 +153,7 @@ else
 import socket, sys
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 s.bind("/run/systemd/journal/socket")
-s.settimeout(30)
+s.settimeout(300)
 open(sys.argv[1] + ".ready", "w")
 data = ""
 while "short.bdelta" not in data:
@@ -163,7 +163,7 @@ EOP
 	cat >"$W/journal.sh" <<'EOP'
 mount -t tmpfs none /run && mkdir -p /run/systemd/journal || exit 9
 python3 "$W/journal.py" "$W/journal" & p=$!
-for i in {1..300}; do [ -e "$W/journal.ready" ] && break; sleep 0.02; done
+for i in {1..3000}; do [ -e "$W/journal.ready" ] && break; sleep 0.02; done
 "$MOUNT" "$B" "$M" -o "deltas=$D,log=journal" 2>/dev/null || exit 8
 cp "$D/cut.bdelta" "$D/.new" && mv "$D/.new" "$D/short.bdelta"
 wait $p

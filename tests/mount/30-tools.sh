@@ -135,16 +135,16 @@ kill -STOP "$pid"
 runs "a stopped daemon" 1 status "$M"
 says "a stopped daemon: it is stuck" "^$M: stuck"
 says "a stopped daemon: what to do" '^  remedy    kill -CONT'
-text=$(timeout 30 "$BITDELTA" status --json "$M" | cat) # a pipe ends when all who write to it have
+text=$(in_time 30 "$BITDELTA" status --json "$M" | cat) # a pipe ends when all who write to it have
 echo "$text" >stuck.json
 holds "a stopped daemon: JSON" stuck.json 'o["state"] == "stuck" and o["problem"] and o["remedy"] and
 	"stats" not in o'
-refuses "a stopped daemon: df" 1 "^bitdelta df: $M: stuck" timeout 30 "$BITDELTA" df "$M"
+refuses "a stopped daemon: df" 1 "^bitdelta df: $M: stuck" in_time 30 "$BITDELTA" df "$M"
 # Whether the link can still be followed depends on what the kernel remembers.
-timeout 30 "$BITDELTA" status "$W/link" >out 2>&1
+in_time 30 "$BITDELTA" status "$W/link" >out 2>&1
 same "a stopped daemon: through a link: exit status" 1 $?
 says "a stopped daemon: through a link" 'does not answer'
-check "a stopped daemon: within seconds" test $((SECONDS - start)) -lt 60
+check "a stopped daemon: within seconds" test $((SECONDS - start)) -lt "$(patience 60)"
 kill -CONT "$pid"
 runs "the daemon goes on" 0 status "$M"
 

@@ -22,9 +22,9 @@ try:
     if not select.select([events], [], [], 30)[0]:
         sys.exit("nobody asked for the mount")
     token = struct.unpack_from("I", os.read(events, PACKET), 8)[0]
-    status = subprocess.run(command, timeout=60).returncode
+    status = subprocess.run(command, timeout=600).returncode
     fcntl.ioctl(root, READY, token)
-    sys.stdout.write(reader.communicate(timeout=60)[0].decode())
+    sys.stdout.write(reader.communicate(timeout=600)[0].decode())
     sys.exit(status)
 finally:
     reader.kill()

@@ -7,6 +7,7 @@
 set -u
 export LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/../patience.sh"
 BUILD=$(realpath "${BUILD:-$here/../../build/release}")
 DATA=$(realpath "$here/../data/nano-llama2")
 MOUNT=$BUILD/mount.bitdelta
@@ -140,12 +141,13 @@ daemon_of() {
 # is_alive PID: there, and not only waiting to be reaped
 is_alive() { [ -e "/proc/$1" ] && ! grep -q '^State:.Z' "/proc/$1/status" 2>/dev/null; }
 
-# wait_for SECONDS COMMAND...: until it succeeds
+# wait_for SECONDS COMMAND...: until it succeeds (patience.sh)
 wait_for() {
-	local end=$((SECONDS + $1))
+	local seconds=$1 start=$SECONDS
 	shift
 	until "$@"; do
-		[ $SECONDS -lt $end ] || return 1
+		[ $((SECONDS - start)) -lt "$seconds" ] ||
+			[ $((SECONDS - start)) -lt "$(patience "$seconds")" ] || return 1
 		sleep 0.02
 	done
 }

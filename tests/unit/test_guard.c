@@ -294,7 +294,7 @@ static void others(void **state)
 
 			setrlimit(RLIMIT_CORE, &none);
 			bd_guard_install();
-			alarm(30);
+			alarm(300);
 			work[i](path);
 			_exit(0);
 		}
