@@ -286,6 +286,24 @@ static int run_exact(struct import *im, unsigned low, unsigned high, struct bd_e
 	return run_phase(im, work_exact, err);
 }
 
+/* The mean factor of all weights that are signs. */
+static void describe_attenuation(struct import *im)
+{
+	double first = im->options->attenuation ? im->options->attenuation : BD_ATTENUATION;
+	double more = 0, weights = 0;
+
+	for (size_t i = 0; i < im->plan.item_count; i++) {
+		const struct bd_item *item = &im->plan.items[i];
+
+		if (item->entry->planes == 0)
+			continue;
+		first = weights > 0 ? first : item->attenuation;
+		weights += (double)item->entry->rows * (double)item->entry->cols;
+		more += (item->attenuation - first) * (double)item->entry->rows * (double)item->entry->cols;
+	}
+	im->plan.delta->attenuation = first + (weights > 0 ? more / weights : 0);
+}
+
 static int store_scales(struct import *im, struct bd_error *err)
 {
 	if (im->scale_count)
@@ -389,6 +407,7 @@ static int run(struct import *im, struct bd_error *err)
 
 	if (rc == 0)
 		rc = run_sign(im, err);
+	describe_attenuation(im);
 	if (rc == 0)
 		rc = store_scales(im, err);
 	if (rc == 0)
@@ -442,7 +461,6 @@ static int describe(struct import *im, struct bd_error *err)
 	d->base_label = plain_copy(im->plan.base->checkpoint->label);
 	d->producer = strdup("bitdelta " BD_VERSION);
 	d->scale_kind = strdup(bd_scale_name(im->options->scale));
-	d->attenuation = im->options->attenuation;
 	memcpy(d->base_digest, im->plan.base->digest, sizeof(d->base_digest));
 	if (!d->base_label || !d->producer || !d->scale_kind)
 		return out_of_memory(im, err);
@@ -499,7 +517,7 @@ static int check_options(const struct bd_import_options *o, struct bd_error *err
 		return rc;
 	if (o->no_clobber && bd_output_note(&there, o->out, NULL) == 0 && there.there)
 		return bd_error_set(err, -EEXIST, "%s: is there already, and stays (--no-clobber)", o->out);
-	if (!(o->attenuation > 0) || !isfinite(o->attenuation))
+	if (!(o->attenuation >= 0) || !isfinite(o->attenuation))
 		return bd_error_set(err, -EINVAL, "the attenuation must be a positive number");
 	return 0;
 }

@@ -21,9 +21,10 @@ const char *bd_scale_name(enum bd_scale scale);
 /* False where there is no such kind. */
 bool bd_scale_parse(const char *name, enum bd_scale *scale);
 
-/* mean |d| minimises the error of the weights; a coherent change is attenuated by about 2/pi
- * when only its signs are kept, so the function needs more. Measured optimum for rank1 on all
- * model pairs: 1.4. */
+/* The factor on mean |d| for changes as training makes them. mean |d| minimises the error of the
+ * weights; a coherent change is attenuated by about 2/pi when only its signs are kept, so the function
+ * needs more. Measured optimum for rank1 on all model pairs: 1.4. A change that already is plus or minus
+ * row x column needs none: import_scales.c. */
 #define BD_ATTENUATION 1.4
 
 /* The fine-tune's tensors whose names begin with `from` are the base's with `to` in its place. The longest `from`
@@ -35,7 +36,7 @@ struct bd_rename {
 struct bd_import_options {
 	const char *base, *fine, *out; /* out must end in ".bdelta" */
 	enum bd_scale scale;
-	double attenuation;
+	double attenuation; /* 0: for each tensor what fits its change, BD_ATTENUATION at most */
 	const struct bd_rule *rules; /* after the defaults of policy.h, the last match decides */
 	size_t rule_count;
 	const struct bd_rename *renames;

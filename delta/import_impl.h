@@ -23,6 +23,7 @@ struct bd_item {
 	/* Found by looking: */
 	uint8_t *bits;                     /* bd_manifest_plane_bytes of sign planes; malloced */
 	float *scales;                     /* rows then cols; malloced */
+	double attenuation;                /* the factor on the means of |d| that the scales have */
 	bool usable;                       /* signs and scales are finite and may be stored */
 	bool same;                         /* the head is bit-identical to the base's */
 	uint64_t special;                  /* numbers that are infinite or not a number */
@@ -62,7 +63,7 @@ void bd_import_note(const struct bd_import_options *options, const char *format,
 
 struct bd_look {
 	enum bd_scale scale;
-	double attenuation;
+	double attenuation;       /* 0: that which fits the tensor */
 	atomic_ullong *done;                 /* bytes of the fine-tune read so far */
 	const atomic_int *stop;   /* polled between chunks; may be NULL */
 };
@@ -72,6 +73,16 @@ struct bd_look {
 int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct bd_error *err);
 /* Compare only: `same` and the base's hash. Stops at the first difference. */
 int bd_item_look_same(struct bd_item *item, const struct bd_look *look, struct bd_error *err);
+/* import_scales.c: from the sums of |d| of rows and columns to item->scales, item->attenuation and, where
+ * they are finite, item->usable. `fine` and `base` have room for a row each. */
+int bd_item_make_scales(struct bd_item *item, const struct bd_look *look, const double *row_abs,
+			const double *col_abs, char *fine, char *base, struct bd_error *err);
+/* Read `count` rows of both tensors from `row` on. */
+int bd_item_read_rows(const struct bd_item *item, uint64_t row, uint64_t count, char *fine, char *base,
+		      struct bd_error *err);
+/* The row that a sample stands for. */
+uint64_t bd_item_sampled_row(uint64_t rows, uint64_t samples, uint64_t sample);
+int bd_item_out_of_memory(const struct bd_item *item, struct bd_error *err);
 /* Free bits and scales. */
 void bd_item_drop(struct bd_item *item);
 

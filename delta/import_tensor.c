@@ -13,58 +13,32 @@
 
 #define SAMPLED_ROWS 128 /* rows on which the error is measured */
 
-static int out_of_memory(const struct bd_item *item, struct bd_error *err)
+int bd_item_out_of_memory(const struct bd_item *item, struct bd_error *err)
 {
 	return bd_error_set(err, -ENOMEM, "%s: tensor '%s': out of memory", item->file->path,
 			    item->entry->tensor->name);
 }
 
+int bd_item_read_rows(const struct bd_item *item, uint64_t row, uint64_t count, char *fine, char *base,
+		      struct bd_error *err)
+{
+	const struct bd_entry *e = item->entry;
+	size_t size = e->cols * (bd_dtype_bits(e->tensor->dtype) / 8);
+	size_t base_size = e->cols * (bd_dtype_bits(e->base_dtype) / 8);
+	int rc = bd_file_read(item->file, fine, count * size, e->tensor->offset + row * size, err);
+
+	return rc < 0 ? rc : bd_file_read(item->base->shard->file, base, count * base_size,
+					  item->base->tensor->offset + row * base_size, err);
+}
+
+uint64_t bd_item_sampled_row(uint64_t rows, uint64_t samples, uint64_t sample)
+{
+	return samples == rows ? sample : (uint64_t)((double)sample * (double)rows / (double)samples);
+}
+
 static bool stopped(const struct bd_look *look)
 {
 	return look->stop && *look->stop;
-}
-
-static double mean_or_one(double sum, double count, double mean)
-{
-	return mean > 0 ? sum / count / mean : 1.0;
-}
-
-/* Closed-form scales from the sums of |d|: per matrix (the published start), row, or row and column.
- * False where one of them is not finite. */
-static bool closed_form(const struct bd_look *look, uint64_t rows, uint64_t cols,
-			const double *row_abs, const double *col_abs, float *scales)
-{
-	double total = 0, mean;
-	bool finite = true;
-
-	for (uint64_t i = 0; i < rows; i++)
-		total += row_abs[i];
-	mean = total / ((double)rows * (double)cols);
-	for (uint64_t i = 0; i < rows; i++) {
-		double m = look->scale == BD_SCALE_TENSOR ? mean : row_abs[i] / (double)cols;
-
-		scales[i] = (float)(look->attenuation * m);
-		finite &= isfinite(scales[i]) != 0;
-	}
-	for (uint64_t j = 0; j < cols; j++) {
-		scales[rows + j] = look->scale == BD_SCALE_RANK1 ?
-			(float)mean_or_one(col_abs[j], (double)rows, mean) : 1.0f;
-		finite &= isfinite(scales[rows + j]) != 0;
-	}
-	return finite;
-}
-
-static float element(const char *p, enum bd_dtype dtype)
-{
-	uint16_t half;
-	float f;
-
-	if (dtype == BD_F32) {
-		memcpy(&f, p, sizeof(f));
-		return f;
-	}
-	memcpy(&half, p, sizeof(half));
-	return dtype == BD_BF16 ? bd_bf16_to_float(half) : bd_f16_to_float(half);
 }
 
 /* The largest absolute value among `count` elements, found in their bits: without its sign, a number of
@@ -89,9 +63,9 @@ static float largest(const char *p, enum bd_dtype dtype, uint64_t count)
 		most_half = u > most_half ? u : most_half;
 	}
 	if (dtype == BD_F32)
-		return most >= 0x7F800000 ? INFINITY : element((char *)&most, BD_F32);
-	return isnan(element((char *)&most_half, dtype)) ? INFINITY :
-							   element((char *)&most_half, dtype);
+		return most >= 0x7F800000 ? INFINITY : bd_sign_element(&most, 0, BD_F32);
+	return isnan(bd_sign_element(&most_half, 0, dtype)) ? INFINITY :
+							      bd_sign_element(&most_half, 0, dtype);
 }
 
 /* Could base + scale leave the range of the dtype anywhere? `most` is the largest |base|. */
@@ -112,32 +86,27 @@ static int measure(struct bd_item *item, float most, char *fine, char *base, cha
 {
 	struct bd_entry *e = item->entry;
 	const struct bd_tensor *t = e->tensor;
-	size_t unit = bd_dtype_bits(t->dtype) / 8, base_unit = bd_dtype_bits(e->base_dtype) / 8;
 	bool all = e->rows < SAMPLED_ROWS || may_overflow(item, most);
 	uint64_t rows = all ? e->rows : SAMPLED_ROWS;
 	double off = 0, moved = 0, size = 0;
 
 	for (uint64_t k = 0; k < rows; k++) {
-		uint64_t i = all ? k : (uint64_t)((double)k * (double)e->rows / (double)rows);
+		uint64_t i = bd_item_sampled_row(e->rows, rows, k);
 		struct bd_sign_run run = {
 			.cols = e->cols, .count = e->cols, .planes = 1,
 			.base_dtype = e->base_dtype, .out_dtype = t->dtype,
 			.bits = { item->bits }, .bit = { i * e->cols },
 			.row = { item->scales + i }, .col = { item->scales + e->rows },
 		};
-		int rc = bd_file_read(item->file, fine, e->cols * unit, t->offset + i * e->cols * unit,
-				      err);
+		int rc = bd_item_read_rows(item, i, 1, fine, base, err);
 
-		if (rc == 0)
-			rc = bd_file_read(item->base->shard->file, base, e->cols * base_unit,
-					  item->base->tensor->offset + i * e->cols * base_unit, err);
 		if (rc < 0)
 			return rc;
 		bd_sign_rebuild(&run, out, base);
 		for (uint64_t j = 0; j < e->cols; j++) {
-			double w = element(fine + j * unit, t->dtype);
-			double b = element(base + j * base_unit, e->base_dtype);
-			double s = element(out + j * unit, t->dtype);
+			double w = bd_sign_element(fine, j, t->dtype);
+			double b = bd_sign_element(base, j, e->base_dtype);
+			double s = bd_sign_element(out, j, t->dtype);
 
 			off += (s - w) * (s - w);
 			moved += (w - b) * (w - b);
@@ -210,17 +179,14 @@ int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct b
 	item->scales = malloc((e->rows + e->cols) * sizeof(*item->scales));
 	if (!hash || !fine || !base || !out || !row_abs || !col_abs || !col_part || !item->bits ||
 	    !item->scales) {
-		rc = out_of_memory(item, err);
+		rc = bd_item_out_of_memory(item, err);
 		goto out;
 	}
 	XXH3_128bits_reset(hash);
 	for (uint64_t i = 0; i < e->rows; i += chunk) {
 		uint64_t n = e->rows - i < chunk ? e->rows - i : chunk;
 
-		rc = bd_file_read(item->file, fine, n * row_size, t->offset + i * row_size, err);
-		if (rc == 0)
-			rc = bd_file_read(item->base->shard->file, base, n * base_row,
-					  item->base->tensor->offset + i * base_row, err);
+		rc = bd_item_read_rows(item, i, n, fine, base, err);
 		if (rc == 0 && stopped(look))
 			rc = bd_error_set(err, -EINTR, "interrupted");
 		if (rc < 0)
@@ -245,8 +211,9 @@ int bd_item_look_sign(struct bd_item *item, const struct bd_look *look, struct b
 		goto out;
 	bd_hash_text(XXH3_128bits_digest(hash), e->base_xxh128);
 	item->same = same;
-	item->usable = !same && closed_form(look, e->rows, e->cols, row_abs, col_abs, item->scales);
-	if (item->usable)
+	if (!same)
+		rc = bd_item_make_scales(item, look, row_abs, col_abs, fine, base, err);
+	if (rc == 0 && item->usable)
 		rc = measure(item, most, fine, base, out, err);
 out:
 	XXH3_freeState(hash);
@@ -268,7 +235,7 @@ int bd_item_look_same(struct bd_item *item, const struct bd_look *look, struct b
 	int rc = 0;
 
 	if (!hash || !fine || !base) {
-		rc = out_of_memory(item, err);
+		rc = bd_item_out_of_memory(item, err);
 		goto out;
 	}
 	XXH3_128bits_reset(hash);

@@ -218,6 +218,11 @@ uint16_t bd_f16_from_float(float f)
 	return f16_from_float(f);
 }
 
+float bd_sign_element(const void *data, uint64_t index, enum bd_dtype dtype)
+{
+	return load(data, index, dtype);
+}
+
 static const struct bd_sign_level *const levels[BD_CPUS] = {
 	[BD_CPU_SCALAR] = &bd_sign_scalar,
 #ifdef __x86_64__

@@ -73,5 +73,7 @@ float bd_bf16_to_float(uint16_t h);
 float bd_f16_to_float(uint16_t h);
 uint16_t bd_bf16_from_float(float f);
 uint16_t bd_f16_from_float(float f);
+/* Element `index` of an array of BF16, F16 or F32 at any alignment. */
+float bd_sign_element(const void *data, uint64_t index, enum bd_dtype dtype);
 
 #endif

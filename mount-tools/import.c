@@ -24,7 +24,7 @@ static const char help[] =
 "  --base BASE          the checkpoint that FINE was made from\n"
 "  -o, --output FILE    the file to write; default: FINE's name with .bdelta, here\n"
 "  --scale KIND         tensor, row or rank1 (row x column, the default)\n"
-"  --attenuation F      factor on the closed-form scales (default 1.4)\n"
+"  --attenuation F      factor on the closed-form scales (default: what fits each tensor, up to 1.4)\n"
 "  --sign GLOB          also code tensors of these names by signs; may repeat\n"
 "  --raw GLOB           keep tensors of these names exact; may repeat, the last match decides\n"
 "  --rename OLD=NEW     look for the tensors of FINE that begin with OLD under NEW in BASE, if only the\n"
@@ -199,7 +199,6 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 	};
 
 	o->scale = BD_SCALE_RANK1;
-	o->attenuation = BD_ATTENUATION;
 	bdx_distill_defaults(&a->distill);
 	o->rules = a->rules = calloc((size_t)argc, sizeof(*a->rules));
 	o->renames = a->renames = calloc((size_t)argc, sizeof(*a->renames));

@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "export.h"
 #include "import.h"
 #include "testdata.h"
 #include "testdelta.h"
@@ -27,7 +28,7 @@
 static struct bd_error err;
 
 static const struct bd_import_options defaults = {
-	.scale = BD_SCALE_RANK1, .attenuation = BD_ATTENUATION, .threads = 2,
+	.scale = BD_SCALE_RANK1, .threads = 2,
 };
 
 static int import_with(struct bd_import_options o, const char *base, const char *fine, const char *out)
@@ -503,6 +504,169 @@ static void scales(void **state)
 	check_bytes(p);
 }
 
+/* ---- The factor that fits a change ---- */
+
+enum change { PLAIN, TRAINED, EVEN, WIDE }; /* of |d| / (row * col): 1, half-normal, 0.5 to 1.5, 0 to 2 */
+
+/* From 0 to below 1, by number. */
+static double uniform(uint64_t n)
+{
+	n = (n + 1) * 0x9E3779B97F4A7C15u;
+	n = (n ^ n >> 32) * 0xD6E8FEB86659FD93u;
+	n = (n ^ n >> 32) * 0xD6E8FEB86659FD93u;
+	return (double)((n ^ n >> 32) >> 11) * 0x1p-53;
+}
+
+/* The fine-tune's last tensor becomes the base's with a change of about `size`, which differs from
+ * row to row and from column to column. */
+static void change_by(struct pair *p, enum change change, double size)
+{
+	struct td_tensor *f = &p->fine[p->fine_count - 1], *b = &p->base[p->base_count - 1];
+	size_t unit = bd_dtype_bits(f->dtype) / 8, base_unit = bd_dtype_bits(b->dtype) / 8;
+	uint64_t cols = f->shape[1];
+
+	for (uint64_t e = 0; e < f->shape[0] * cols; e++) {
+		double u = uniform(3 * e + 1), part = u < 0.5 ? -1 : 1;
+		double scale = size * (0.5 + uniform(e / cols + 7777)) * (0.5 + uniform(e % cols + 999));
+
+		if (change == TRAINED) /* normal, by Box and Muller */
+			part = sqrt(-2 * log(1 - u)) * cos(6.283185307 * uniform(3 * e + 2));
+		else if (change != PLAIN)
+			part *= change == EVEN ? 0.5 + uniform(3 * e + 2) : 2 * uniform(3 * e + 2);
+		ts_from_float((float)(ts_to_float((const char *)b->data + e * base_unit, b->dtype) +
+				      part * scale), f->dtype, (char *)f->data + e * unit);
+	}
+}
+
+static double factor_of(struct pair *p, const struct bd_import_options *o)
+{
+	struct bd_delta *d;
+	double factor;
+
+	written(p);
+	imported(*o, p->base_path, p->fine_path, p->out);
+	d = opened(p->out);
+	factor = d->attenuation;
+	bd_delta_close(d);
+	check_bytes(p);
+	return factor;
+}
+
+static void factors(void **state)
+{
+	/* How large the change is beside weights of 2^-7 to 1: much more than BF16 resolves, and less. */
+	static const double sizes[] = { 0.3, 0.0008 };
+	static const struct { enum change change; double least[2], most[2]; } cases[] = {
+		{ PLAIN, { 1, 1 }, { 1, 1 } },
+		{ TRAINED, { 1.4, 1.3 }, { 1.4, 2.2 } },
+		{ EVEN, { 1.05, 1 }, { 1.1, 1.8 } },
+		{ WIDE, { 1.3, 1.2 }, { 1.39, 2.1 } },
+	};
+	struct bd_import_options o = defaults;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
+		for (int s = 0; s < 2; s++) {
+			struct pair *p = new_pair();
+			double factor;
+
+			both(p, "a.weight", BD_BF16, 2, 96, 160, 0, true);
+			change_by(p, cases[i].change, sizes[s]);
+			factor = factor_of(p, &o);
+			if (!(factor >= cases[i].least[s] && factor <= cases[i].most[s]))
+				fail_msg("%g for change %zu of size %g", factor, i, sizes[s]);
+		}
+	/* The mean over the weights of all tensors, and an order is an order. */
+	{
+		struct pair *p = new_pair();
+
+		both(p, "a.weight", BD_BF16, 2, 96, 160, 0, true);
+		change_by(p, PLAIN, 0.3);
+		both(p, "b.weight", BD_BF16, 2, 192, 160, 0, true);
+		change_by(p, TRAINED, 0.3);
+		close_to(factor_of(p, &o), (1 + 2 * 1.4) / 3, "mean of factor", 0);
+		o.attenuation = 1.25;
+		assert_true(factor_of(p, &o) == 1.25);
+		check_scales(p, opened(p->out), BD_SCALE_RANK1, 1.25, 0);
+		check_scales(p, opened(p->out), BD_SCALE_RANK1, 1.25, 1);
+	}
+}
+
+/* What the delta gives, as a directory. */
+static void exported(const char *base_path, const char *delta, const char *out)
+{
+	struct bd_delta *d = opened(delta);
+	struct bd_watch watch = { 0 };
+	struct bd_base *base;
+	struct bd_view *v;
+
+	if (bd_base_open(&base, base_path, &err) || bd_view_open(&v, d, base, &err) ||
+	    bd_export(v, out, &watch, &err))
+		fail_msg("%s", err.text);
+	bd_view_close(v);
+	bd_base_close(base);
+}
+
+/* Elements of two fine-tunes that are further apart than two units in the last place, and than `least`. */
+static unsigned apart(const struct pair *p, const char *a, const char *b, double least)
+{
+	const struct td_tensor *f = &p->fine[0];
+	size_t size, unit = bd_dtype_bits(f->dtype) / 8, data = td_tensor_size(f);
+	char *x = td_read(td_path(a, "model.safetensors"), &size);
+	char *y = td_read(td_path(b, "model.safetensors"), &size);
+	double epsilon = f->dtype == BD_F32 ? 0x1p-10 : f->dtype == BD_F16 ? 0x1p-9 : 0x1p-6;
+	unsigned count = 0;
+
+	x += size - data;
+	y += size - data;
+	for (size_t e = 0; e < data; e += unit) {
+		double v = ts_to_float(x + e, f->dtype), w = ts_to_float(y + e, f->dtype);
+
+		count += !(fabs(v - w) <= fmax(epsilon * fabs(v), least));
+	}
+	return count;
+}
+
+/* Importing what an export gave, again and again, gives the same but for rounding. */
+static void generations(void **state)
+{
+	static const struct { enum bd_dtype base, fine; enum bd_scale scale; double size; } cases[] = {
+		{ BD_BF16, BD_BF16, BD_SCALE_RANK1, 0.003 }, { BD_BF16, BD_BF16, BD_SCALE_RANK1, 0.1 },
+		{ BD_F16, BD_F16, BD_SCALE_RANK1, 0.003 }, { BD_F32, BD_F32, BD_SCALE_RANK1, 0.003 },
+		{ BD_F32, BD_BF16, BD_SCALE_RANK1, 0.01 }, { BD_BF16, BD_F32, BD_SCALE_RANK1, 0.001 },
+		{ BD_BF16, BD_BF16, BD_SCALE_ROW, 0.003 }, { BD_BF16, BD_BF16, BD_SCALE_TENSOR, 0.003 },
+	};
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+		struct bd_import_options o = defaults;
+		struct pair *p = new_pair();
+		char *first = NULL;
+
+		o.scale = cases[i].scale;
+		both(p, "a.weight", cases[i].fine, 2, 192, 320, 0, true);
+		base_dtype(p, cases[i].base);
+		change_by(p, TRAINED, cases[i].size);
+		written(p);
+		for (int generation = 1; generation <= 4; generation++) {
+			char *out = td_format("%s/%d", p->dir, generation);
+			struct bd_delta *d;
+
+			imported(o, p->base_path, generation > 1 ? td_format("%s/%d", p->dir, generation - 1) :
+								   p->fine_path, p->out);
+			d = opened(p->out);
+			if (generation > 1 && !(d->attenuation == 1 && entry(d, "a.weight")->error < 0.2))
+				fail_msg("generation %d of case %zu: factor %g, error %g", generation, i,
+					 d->attenuation, entry(d, "a.weight")->error);
+			bd_delta_close(d);
+			exported(p->base_path, p->out, out);
+			first = first ? first : out;
+			if (apart(p, first, out, cases[i].size / 16))
+				fail_msg("generation %d of case %zu: %u elements differ", generation, i,
+					 apart(p, first, out, cases[i].size / 16));
+		}
+	}
+}
+
 /* A pair with all kinds of tensors, in several shards, and files. */
 static void mixed(struct pair *p)
 {
@@ -515,6 +679,10 @@ static void mixed(struct pair *p)
 		     128 - (uint64_t)i % 5, 0, i != 3);
 		both(p, td_format("l.%d.norm.weight", i), BD_F32, 1, 128, 0, 0, i % 2);
 	}
+	both(p, "l.0.o.weight", BD_BF16, 2, 64, 128, 0, true);
+	change_by(p, PLAIN, 0.01);
+	both(p, "l.1.o.weight", BD_F16, 2, 64, 128, 0, true);
+	change_by(p, EVEN, 0.01);
 	both(p, "embed.weight", BD_BF16, 2, 210, 64, 200, false);
 	both(p, "odd.u8", BD_U8, 1, 3, 0, 0, true);
 	n = p->fine_count / 2;
@@ -646,8 +814,8 @@ static void refuses(void **state)
 	assert_int_equal(import_with(defaults, p->base_path, p->fine_path,
 				     td_path(p->dir, "none/x.bdelta")), -ENOENT);
 	assert_non_null(strstr(err.text, "none"));
-	for (int i = 0; i < 4; i++) {
-		o.attenuation = (double[]){ 0, -1, NAN, INFINITY }[i];
+	for (int i = 0; i < 3; i++) {
+		o.attenuation = (double[]){ -1, NAN, INFINITY }[i];
 		assert_int_equal(import_with(o, p->base_path, p->fine_path, p->out), -EINVAL);
 		assert_non_null(strstr(err.text, "attenuation"));
 	}
@@ -922,10 +1090,12 @@ static void overflow(void **state)
 static void overflow_in_one_row(void **state)
 {
 	enum { ROWS = 1000, COLS = 64 };
+	struct bd_import_options o = defaults;
 	struct pair *p = new_pair();
 	struct bd_delta *d;
 
 	(void)state;
+	o.attenuation = BD_ATTENUATION;
 	both(p, "a.weight", BD_F16, 2, ROWS, COLS, 0, true);
 	for (int i = 0; i < ROWS * COLS; i++) {
 		bool large = i / COLS == 501;
@@ -933,7 +1103,7 @@ static void overflow_in_one_row(void **state)
 		((uint16_t *)p->base[0].data)[i] = large ? 0x7BFD : 0x3C00; /* 65440, 1 */
 		((uint16_t *)p->fine[0].data)[i] = large ? 0x7BFF : 0x3C10 + i % 7;
 	}
-	check_readable(p, defaults);
+	check_readable(p, o);
 	assert_int_equal(bd_delta_open(&d, p->out, &err), 0);
 	assert_int_equal(entry(d, "a.weight")->encoding, BD_RAW);
 	bd_delta_close(d);
@@ -1091,6 +1261,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(encodings),
 		cmocka_unit_test(rules),
 		cmocka_unit_test(scales),
+		cmocka_unit_test(factors),
+		cmocka_unit_test(generations),
 		cmocka_unit_test(same_everywhere),
 		cmocka_unit_test(sizes),
 		cmocka_unit_test(refuses),
