@@ -10,18 +10,9 @@
 
 static int by_name(const void *a, const void *b)
 {
-	const struct bd_base_tensor *x = a, *y = b;
+	const struct bd_base_tensor *const *x = a, *const *y = b;
 
-	return strcmp(x->tensor->name, y->tensor->name);
-}
-
-static int by_place(const void *a, const void *b)
-{
-	const struct bd_base_tensor *x = a, *y = b;
-
-	if (x->shard != y->shard)
-		return x->shard < y->shard ? -1 : 1;
-	return x->tensor->offset < y->tensor->offset ? -1 : x->tensor->offset > y->tensor->offset;
+	return strcmp((*x)->tensor->name, (*y)->tensor->name);
 }
 
 static int read_sample(struct bd_base_tensor *t, struct bd_error *err)
@@ -40,11 +31,20 @@ static int read_sample(struct bd_base_tensor *t, struct bd_error *err)
 	return rc;
 }
 
-static void compute_digest(struct bd_base *base, XXH3_state_t *state)
+static int compute_digest(struct bd_base *base, XXH3_state_t *state)
 {
+	const struct bd_checkpoint *c = base->checkpoint;
+	const struct bd_base_tensor **sorted = malloc((c->tensor_count + 1) * sizeof(*sorted));
+
+	if (!sorted)
+		return -ENOMEM;
+	for (size_t i = 0; i < c->tensor_count; i++)
+		if (!bd_checkpoint_is_copy(c, base->tensors[i].tensor))
+			sorted[base->count++] = &base->tensors[i];
+	qsort(sorted, base->count, sizeof(*sorted), by_name);
 	XXH3_128bits_reset(state);
 	for (size_t i = 0; i < base->count; i++) {
-		const struct bd_tensor *t = base->tensors[i].tensor;
+		const struct bd_tensor *t = sorted[i]->tensor;
 		char line[16 + 24 * (BD_MAX_DIMS + 2)];
 		size_t n;
 
@@ -54,10 +54,12 @@ static void compute_digest(struct bd_base *base, XXH3_state_t *state)
 			n += (size_t)snprintf(line + n, sizeof(line) - n, "%s%" PRIu64, d ? "," : "",
 					      t->shape[d]);
 		n += (size_t)snprintf(line + n, sizeof(line) - n, "\t%016" PRIx64 "\n",
-				      base->tensors[i].sample);
+				      sorted[i]->sample);
 		XXH3_128bits_update(state, line, n);
 	}
 	bd_hash_text(XXH3_128bits_digest(state), base->digest);
+	free(sorted);
+	return 0;
 }
 
 int bd_base_open(struct bd_base **out, const char *path, struct bd_error *err)
@@ -65,6 +67,7 @@ int bd_base_open(struct bd_base **out, const char *path, struct bd_error *err)
 	struct bd_base *base = calloc(1, sizeof(*base));
 	XXH3_state_t *state = XXH3_createState();
 	struct bd_checkpoint *c;
+	size_t n = 0;
 	int rc = -ENOMEM;
 
 	if (!base || !state) {
@@ -81,17 +84,11 @@ int bd_base_open(struct bd_base **out, const char *path, struct bd_error *err)
 		goto out;
 	}
 	for (size_t s = 0; s < c->shard_count; s++)
-		for (size_t i = 0; i < c->shards[s].st->count; i++) {
-			const struct bd_tensor *t = &c->shards[s].st->tensors[i];
-
-			if (!bd_checkpoint_is_copy(c, t))
-				base->tensors[base->count++] = (struct bd_base_tensor){
-					.tensor = t, .shard = &c->shards[s],
-				};
-		}
-	/* In the order of the disk first: a cold base then costs one sweep. */
-	qsort(base->tensors, base->count, sizeof(*base->tensors), by_place);
-	for (size_t i = 0; i < base->count; i++) {
+		for (size_t i = 0; i < c->shards[s].st->count; i++)
+			base->tensors[n++] = (struct bd_base_tensor){
+				.tensor = &c->shards[s].st->tensors[i], .shard = &c->shards[s],
+			};
+	for (size_t i = 0; i < n; i++) {
 		rc = read_sample(&base->tensors[i], err);
 		if (rc < 0)
 			goto out;
@@ -99,10 +96,14 @@ int bd_base_open(struct bd_base **out, const char *path, struct bd_error *err)
 	rc = bd_base_check(base, err);
 	if (rc < 0)
 		goto out;
-	qsort(base->tensors, base->count, sizeof(*base->tensors), by_name);
-	compute_digest(base, state);
-	for (size_t i = 0; i < c->shard_count; i++)
+	if (compute_digest(base, state) < 0) {
+		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", path);
+		goto out;
+	}
+	for (size_t i = 0; i < c->shard_count; i++) {
+		bd_safetensors_slim(c->shards[i].st);
 		bd_file_map(c->shards[i].file);
+	}
 	*out = base;
 	base = NULL;
 out:
@@ -122,10 +123,10 @@ void bd_base_close(struct bd_base *base)
 
 const struct bd_base_tensor *bd_base_find(const struct bd_base *base, const char *name)
 {
-	struct bd_tensor key = { .name = name };
-	struct bd_base_tensor wanted = { .tensor = &key };
+	const struct bd_shard *shard;
+	const struct bd_tensor *t = bd_checkpoint_find(base->checkpoint, name, &shard);
 
-	return bsearch(&wanted, base->tensors, base->count, sizeof(*base->tensors), by_name);
+	return t ? &base->tensors[shard->first + (size_t)(t - shard->st->tensors)] : NULL;
 }
 
 int bd_base_check(const struct bd_base *base, struct bd_error *err)

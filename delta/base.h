@@ -18,16 +18,17 @@ struct bd_base_tensor {
 
 struct bd_base {
 	struct bd_checkpoint *checkpoint; /* owned */
-	struct bd_base_tensor *tensors;   /* in ascending order of name; none is a copy (checkpoint.h) */
-	size_t count;
+	struct bd_base_tensor *tensors;   /* as the checkpoint numbers them, copies (checkpoint.h) too */
+	size_t count;                     /* without copies */
 	char digest[BD_HASH];
 };
 
-/* Open the checkpoint at PATH and read the samples of all its tensors. */
+/* Open the checkpoint at PATH and read the samples of all its tensors. Its shards are slim
+ * (bd_safetensors_slim): bases are open for long. */
 int bd_base_open(struct bd_base **base, const char *path, struct bd_error *err);
 void bd_base_close(struct bd_base *base); /* NULL allowed */
 
-/* NULL where there is none. */
+/* Constant time, as bd_checkpoint_find. NULL where there is none. */
 const struct bd_base_tensor *bd_base_find(const struct bd_base *base, const char *name);
 
 /* 0 while the contents of no file of the base have changed since it was opened (bd_file_check), else

@@ -150,6 +150,11 @@ int bd_delta_open_file(struct bd_delta **out, struct bd_file *file, struct bd_er
 	rc = bd_manifest_parse(d, text, (size_t)size, err);
 	if (rc < 0)
 		goto out;
+	d->kept = calloc(d->file_count + 1, sizeof(*d->kept));
+	if (!d->kept) {
+		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", path);
+		goto out;
+	}
 	*out = d;
 	d = NULL;
 out:
@@ -158,17 +163,37 @@ out:
 	return rc;
 }
 
+void bd_delta_forget_tensors(struct bd_delta *d)
+{
+	for (size_t i = 0; i < d->file_count; i++) {
+		struct bd_delta_file *f = &d->files[i];
+
+		for (size_t t = 0; f->st && f->entries && t < f->st->count; t++)
+			free(f->entries[t].base_name);
+		free(f->entries);
+		f->entries = NULL;
+		bd_safetensors_free(f->st);
+		f->st = NULL;
+		if (f->stored && d->kept) {
+			d->kept[i] = *f->stored;
+			d->kept[i].name = f->name;
+			d->kept[i].shape = &d->kept[i].size; /* of bytes, all are */
+			f->stored = &d->kept[i];
+		}
+	}
+	bd_shapes_free(&d->shapes);
+	bd_safetensors_free(d->st);
+	d->st = NULL;
+	d->scales = NULL;
+}
+
 void bd_delta_close(struct bd_delta *d)
 {
 	if (!d)
 		return;
-	for (size_t i = 0; i < d->file_count; i++) {
-		for (size_t t = 0; d->files[i].st && d->files[i].entries && t < d->files[i].st->count; t++)
-			free(d->files[i].entries[t].base_name);
+	bd_delta_forget_tensors(d);
+	for (size_t i = 0; i < d->file_count; i++)
 		free(d->files[i].name);
-		free(d->files[i].entries);
-		bd_safetensors_free(d->files[i].st);
-	}
 	free(d->files);
 	free(d->name);
 	free(d->base_label);
@@ -177,8 +202,7 @@ void bd_delta_close(struct bd_delta *d)
 	free(d->base_hub);
 	free(d->producer);
 	free(d->scale_kind);
-	bd_shapes_free(&d->shapes);
-	bd_safetensors_free(d->st);
+	free(d->kept);
 	bd_file_close(d->file);
 	free(d);
 }

@@ -66,7 +66,9 @@ struct bd_delta {
 	char *scale_kind;                /* "rank1", …; NULL if unknown */
 	double attenuation;
 	bool distilled;
-	struct bd_shapes shapes;         /* private: those of base tensors */
+	/* private: */
+	struct bd_shapes shapes;         /* those of base tensors */
+	struct bd_tensor *kept;          /* room for what `stored` points to when the tensors are forgotten */
 };
 
 /* Errors: -EINVAL not a .bdelta file, damaged, or needing a newer version: the sentence says
@@ -79,6 +81,10 @@ int bd_delta_open_at(struct bd_delta **delta, int dirfd, const char *name, const
 /* The same for a file that is open already; takes it over, also where it fails. */
 int bd_delta_open_file(struct bd_delta **delta, struct bd_file *file, struct bd_error *err);
 void bd_delta_close(struct bd_delta *delta); /* NULL allowed */
+
+/* Give up the container's header and all about tensors, which is nearly all. What stays is what
+ * bd_delta_inflate needs, the lengths and names of the files, and what the delta says about itself. */
+void bd_delta_forget_tensors(struct bd_delta *delta);
 
 /* Does BASE fit? 0, or -EINVAL with what differs: the delta's and the base's names, the first
  * tensor that is missing or has another dtype, shape or content. */

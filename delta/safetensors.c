@@ -528,11 +528,19 @@ void bd_safetensors_free(struct bd_safetensors *st)
 	free(st);
 }
 
+void bd_safetensors_slim(struct bd_safetensors *st)
+{
+	free(st->header);
+	st->header = NULL;
+	bd_name_table_free(st->names);
+	st->names = NULL;
+}
+
 const struct bd_tensor *bd_safetensors_find(const struct bd_safetensors *st, const char *name)
 {
 	uint32_t index;
 
-	return bd_name_table_find(st->names, name, &index) ? &st->tensors[index] : NULL;
+	return st->names && bd_name_table_find(st->names, name, &index) ? &st->tensors[index] : NULL;
 }
 
 const char *bd_safetensors_metadata(const struct bd_safetensors *st, const char *key)

@@ -37,7 +37,7 @@ struct bd_safetensors {
 	size_t count;
 	struct bd_metadata *metadata; /* in header order */
 	size_t metadata_count;
-	char *header;        /* the first 8 + N bytes of the file, verbatim */
+	char *header;        /* the first 8 + N bytes of the file, verbatim; NULL if slim */
 	size_t header_size;  /* 8 + N */
 	uint64_t file_size;
 	struct bd_name_table *names; /* private: name -> index in tensors */
@@ -54,8 +54,10 @@ int bd_safetensors_parse(struct bd_safetensors **st, const char *data, size_t si
 /* Read and parse the header of an open file. */
 int bd_safetensors_read(struct bd_safetensors **st, struct bd_file *file, struct bd_error *err);
 void bd_safetensors_free(struct bd_safetensors *st); /* NULL allowed */
+/* Give up the text of the header and what finds tensors by name, more than half of what ST takes. */
+void bd_safetensors_slim(struct bd_safetensors *st);
 
-/* Constant time. NULL where there is none. Borrowed from st. */
+/* Constant time. NULL where there is none; of a tensor also if st is slim. Borrowed from st. */
 const struct bd_tensor *bd_safetensors_find(const struct bd_safetensors *st, const char *name);
 const char *bd_safetensors_metadata(const struct bd_safetensors *st, const char *key);
 

@@ -31,15 +31,26 @@ _Static_assert(BD_FILE_SLACK >= BD_SIGN_SLACK, "bits may end at the end of the f
 /* Bytes of all open files that are kept in memory, of all views: it is the process's memory. */
 static atomic_uint_fast64_t inflated;
 
-enum source { FROM_MEMORY, FROM_FILE, FROM_SIGN };
+/* Where the bytes of a piece come from: the header in memory, the delta, or shard SOURCE - SHARD of the base. */
+enum { HEADER, DELTA, SHARD };
 
+/* Models have hundreds of thousands of these. */
 struct bd_piece {
-	uint64_t offset, size; /* in the virtual file */
-	enum source source;
-	const char *data;      /* FROM_MEMORY; borrowed from the delta */
-	struct bd_file *file;  /* FROM_FILE: where the bytes lie; FROM_SIGN: the base's shard */
-	uint64_t at;           /* offset in that file */
-	const struct bd_entry *entry; /* FROM_SIGN */
+	uint64_t offset; /* in the virtual file; the next one's is the end */
+	uint64_t at;     /* offset in its source */
+	uint32_t source;
+	uint32_t coded;  /* 1 + the number of its tensor, if that is sign-coded: `at` is then the base's; 0: not */
+};
+
+/* What sign-coded tensors have in common with others, as the pool keeps it. */
+struct kind {
+	uint64_t rows, cols, planes, base_dtype, dtype;
+};
+
+struct bd_coded {
+	uint64_t bits;   /* offset of its planes in the delta */
+	uint64_t scales; /* number of its first one */
+	const struct kind *kind;
 };
 
 struct bd_scratch {
@@ -107,49 +118,102 @@ static int lay_out(struct bd_scratch *s, unsigned planes, struct parts *parts, s
 	return 0;
 }
 
-static struct bd_piece *add_piece(struct bd_view_file *f, enum source source, uint64_t *offset,
-				  uint64_t size)
+static uint32_t source_of(const struct bd_view *v, const struct bd_shard *shard)
 {
-	struct bd_piece *p = &f->pieces[f->piece_count];
-
-	if (size == 0)
-		return NULL;
-	*p = (struct bd_piece){ .offset = *offset, .size = size, .source = source };
-	f->piece_count++;
-	*offset += size;
-	return p;
+	return SHARD + (uint32_t)(shard - v->base->checkpoint->shards);
 }
 
-static void add_entry(struct bd_view *v, struct bd_view_file *f, const struct bd_entry *e,
+static struct bd_file *file_of(const struct bd_view *v, const struct bd_piece *p)
+{
+	return p->source == DELTA ? v->delta->file : v->base->checkpoint->shards[p->source - SHARD].file;
+}
+
+/* Append what comes at byte *offset. Bytes that continue the piece before belong to it. */
+static void add_piece(struct bd_view_file *f, uint32_t source, uint64_t at, uint64_t size, uint32_t coded,
 		      uint64_t *offset)
 {
+	const struct bd_piece *last = f->piece_count ? &f->pieces[f->piece_count - 1] : NULL;
+	uint64_t from = *offset;
+
+	*offset += size;
+	if (size == 0 || (last && last->source == source && !coded && !last->coded &&
+			  last->at + (from - last->offset) == at))
+		return;
+	f->pieces[f->piece_count++] =
+		(struct bd_piece){ .offset = from, .at = at, .source = source, .coded = coded };
+}
+
+/* 1 + its number; 0: out of memory. */
+static uint32_t add_coded(struct bd_view *v, const struct bd_entry *e)
+{
+	const struct kind kind = { e->rows, e->cols, e->planes, e->base_dtype, e->tensor->dtype };
+	const uint64_t *kept = bd_shapes_add(&v->kinds, &kind.rows, sizeof(kind) / sizeof(uint64_t));
+
+	if (v->coded_count == v->coded_room) {
+		size_t room = v->coded_room ? 2 * v->coded_room : 64;
+		struct bd_coded *more = reallocarray(v->coded, room, sizeof(*more));
+
+		if (!more)
+			return 0;
+		v->coded = more;
+		v->coded_room = room;
+	}
+	if (!kept)
+		return 0;
+	v->coded[v->coded_count++] =
+		(struct bd_coded){ e->sign->offset, e->scales, (const struct kind *)kept };
+	return (uint32_t)v->coded_count;
+}
+
+static int add_entry(struct bd_view *v, struct bd_view_file *f, const struct bd_entry *e, uint64_t *offset)
+{
 	const struct bd_tensor *t = e->tensor;
-	const struct bd_base_tensor *b = NULL;
 	uint64_t head = t->size;
-	struct bd_piece *p = NULL;
+	uint32_t coded = 0;
 
 	if (e->encoding == BD_RAW)
 		head = 0;
 	else if (e->encoding == BD_ROWS)
 		head = t->size / t->shape[0] * e->shared;
 	if (head) {
-		b = bd_base_find(v->base, bd_entry_base(e));
-		p = add_piece(f, e->head == BD_SIGN ? FROM_SIGN : FROM_FILE, offset, head);
-		p->file = b->shard->file;
-		p->at = b->tensor->offset;
-		p->entry = e;
+		const struct bd_base_tensor *b = bd_base_find(v->base, bd_entry_base(e));
+
+		if (e->head == BD_SIGN && !(coded = add_coded(v, e)))
+			return -ENOMEM;
+		add_piece(f, source_of(v, b->shard), b->tensor->offset, head, coded, offset);
 	}
-	p = add_piece(f, FROM_FILE, offset, t->size - head);
-	if (p) {
-		p->file = v->delta->file;
-		p->at = e->raw->offset;
+	if (head < t->size)
+		add_piece(f, DELTA, e->raw->offset, t->size - head, 0, offset);
+	return 0;
+}
+
+/* The shard of the base that begins with the same header; NULL: none, as far as one looks. Fine-tunes mostly
+ * have their base's shards, and then the header is read from there. */
+static const struct bd_shard *same_header(const struct bd_view *v, const struct bd_delta_file *d)
+{
+	const struct bd_base_tensor *b = NULL;
+	size_t size = d->st->header_size;
+	char part[4096];
+
+	for (size_t i = 0; !b && i < d->st->count; i++)
+		if (d->entries[i].encoding != BD_RAW)
+			b = bd_base_find(v->base, bd_entry_base(&d->entries[i]));
+	if (!b || b->shard->st->header_size != size)
+		return NULL;
+	for (size_t at = 0, n; at < size; at += n) {
+		n = size - at < sizeof(part) ? size - at : sizeof(part);
+		if (bd_file_read(b->shard->file, part, n, at, NULL) < 0 ||
+		    memcmp(part, d->st->header + at, n) != 0)
+			return NULL;
 	}
+	return b->shard;
 }
 
 static int build_file(struct bd_view *v, struct bd_view_file *f, const struct bd_delta_file *d)
 {
+	const struct bd_shard *shard;
+	struct bd_piece *pieces;
 	uint64_t offset = 0;
-	struct bd_piece *p;
 
 	f->name = d->name;
 	f->size = d->size;
@@ -157,21 +221,23 @@ static int build_file(struct bd_view *v, struct bd_view_file *f, const struct bd
 	f->packed = !d->st && !d->plain;
 	if (f->packed)
 		return 0;
-	f->pieces = calloc(1 + (d->st ? 2 * d->st->count : 0), sizeof(*f->pieces));
+	f->pieces = malloc((2 + (d->st ? 2 * d->st->count : 0)) * sizeof(*f->pieces));
 	if (!f->pieces)
 		return -ENOMEM;
 	if (d->plain) {
-		p = add_piece(f, FROM_FILE, &offset, d->size);
-		if (p) {
-			p->file = v->delta->file;
-			p->at = d->stored->offset;
-		}
+		add_piece(f, DELTA, d->stored->offset, d->size, 0, &offset);
+		f->pieces[f->piece_count].offset = offset;
 		return 0;
 	}
-	p = add_piece(f, FROM_MEMORY, &offset, d->st->header_size);
-	p->data = d->st->header;
+	shard = same_header(v, d);
+	f->header = shard ? NULL : d->st->header;
+	add_piece(f, shard ? source_of(v, shard) : HEADER, 0, d->st->header_size, 0, &offset);
 	for (size_t i = 0; i < d->st->count; i++)
-		add_entry(v, f, &d->entries[i], &offset);
+		if (add_entry(v, f, &d->entries[i], &offset) < 0)
+			return -ENOMEM;
+	f->pieces[f->piece_count].offset = offset;
+	pieces = realloc(f->pieces, (f->piece_count + 1) * sizeof(*pieces));
+	f->pieces = pieces ? pieces : f->pieces;
 	return 0;
 }
 
@@ -192,6 +258,7 @@ int bd_view_open(struct bd_view **out, struct bd_delta *delta, struct bd_base *b
 	v->name = delta->name;
 	v->delta = delta;
 	v->base = base;
+	v->scales_at = delta->scales ? delta->scales->offset : 0;
 	v->files = calloc(delta->file_count ? delta->file_count : 1, sizeof(*v->files));
 	if (!v->files)
 		rc = -ENOMEM;
@@ -201,6 +268,11 @@ int bd_view_open(struct bd_view **out, struct bd_delta *delta, struct bd_base *b
 		v->delta = NULL; /* still the caller's */
 		bd_view_close(v);
 		return bd_error_set(err, rc, "%s: out of memory", delta->file->path);
+	}
+	if (v->coded_count) {
+		struct bd_coded *fit = realloc(v->coded, v->coded_count * sizeof(*fit));
+
+		v->coded = fit ? fit : v->coded;
 	}
 	bd_file_map(delta->file);
 	*out = v;
@@ -213,31 +285,76 @@ void bd_view_close(struct bd_view *v)
 		return;
 	for (size_t i = 0; i < v->file_count; i++) {
 		free(v->files[i].pieces);
-		if (v->files[i].data) /* was never released */
+		if (v->slim)
+			free(v->files[i].header);
+		if (v->files[i].users) /* was never released */
 			atomic_fetch_sub(&inflated, v->files[i].size);
 		free(v->files[i].data);
 	}
 	free(v->files);
+	free(v->coded);
+	bd_shapes_free(&v->kinds);
 	pthread_mutex_destroy(&v->lock);
 	bd_delta_close(v->delta);
 	free(v);
 }
 
-/* A small delta can hold a lot of zeros, and anybody may open its files. */
-static int inflate(struct bd_view *v, struct bd_view_file *f, const struct bd_delta_file *from,
-		   struct bd_error *err)
+void bd_view_slim(struct bd_view *v)
 {
-	int rc;
+	if (v->slim)
+		return;
+	for (size_t i = 0; i < v->file_count; i++)
+		if (v->files[i].header)
+			v->delta->files[i].st->header = NULL; /* is the view's from now on */
+	v->slim = true;
+	bd_delta_forget_tensors(v->delta);
+}
 
-	if (atomic_fetch_add(&inflated, f->size) + f->size > BD_VIEW_INFLATED)
-		rc = bd_error_set(err, -ENOMEM, "%s: file '%s' in it has %" PRIu64 " bytes, and those that "
-				  "are open already take too much memory", v->delta->file->path, f->name,
-				  f->size);
-	else
-		rc = bd_delta_inflate(v->delta, from, &f->data, err);
-	if (rc < 0)
-		atomic_fetch_sub(&inflated, f->size);
+size_t bd_view_bytes(const struct bd_view *v)
+{
+	size_t bytes = v->coded_count * sizeof(*v->coded);
+
+	for (size_t i = 0; i < v->file_count; i++) {
+		const struct bd_view_file *f = &v->files[i];
+
+		bytes += sizeof(*f) + sizeof(struct bd_delta_file) + strlen(f->name);
+		if (!f->packed)
+			bytes += (f->piece_count + 1) * sizeof(*f->pieces);
+		if (f->header)
+			bytes += f->pieces[1].offset;
+	}
+	return bytes;
+}
+
+struct bd_file *bd_view_verbatim(const struct bd_view *v, size_t index)
+{
+	const struct bd_view_file *f = &v->files[index];
+	struct bd_file *file;
+
+	if (!f->safetensors || f->piece_count != 1 || f->pieces->source < SHARD || f->pieces->coded)
+		return NULL;
+	file = file_of(v, f->pieces);
+	return f->pieces->at == 0 && file->size == f->size ? file : NULL;
+}
+
+/* With the lock held. */
+static int inflate(struct bd_view *v, size_t index, struct bd_error *err)
+{
+	struct bd_view_file *f = &v->files[index];
+	int rc = f->data ? 0 : bd_delta_inflate(v->delta, &v->delta->files[index], &f->data, err);
+
+	f->good |= rc == 0;
 	return rc;
+}
+
+/* A small delta can hold a lot of zeros, and anybody may open its files. */
+static int reserve(const struct bd_view *v, const struct bd_view_file *f, struct bd_error *err)
+{
+	if (atomic_fetch_add(&inflated, f->size) + f->size <= BD_VIEW_INFLATED)
+		return 0;
+	atomic_fetch_sub(&inflated, f->size);
+	return bd_error_set(err, -ENOMEM, "%s: file '%s' in it has %" PRIu64 " bytes, and those that are open "
+			    "already take too much memory", v->delta->file->path, f->name, f->size);
 }
 
 int bd_view_acquire(struct bd_view *v, size_t index, struct bd_error *err)
@@ -249,7 +366,12 @@ int bd_view_acquire(struct bd_view *v, size_t index, struct bd_error *err)
 		return 0;
 	pthread_mutex_lock(&v->lock);
 	if (f->users == 0)
-		rc = inflate(v, f, &v->delta->files[index], err);
+		rc = reserve(v, f, err);
+	if (rc == 0 && !f->good) {
+		rc = inflate(v, index, err);
+		if (rc < 0)
+			atomic_fetch_sub(&inflated, f->size);
+	}
 	if (rc == 0)
 		f->users++;
 	pthread_mutex_unlock(&v->lock);
@@ -296,27 +418,30 @@ static bool all_finite(const float *f, uint64_t count)
 	return bad[0] == 0;
 }
 
-static int read_scales(struct bd_view *v, const struct bd_entry *e, uint64_t index, uint64_t count,
-		       float *out, struct bd_scratch *scratch, struct bd_error *err)
+static int read_scales(struct bd_view *v, uint64_t index, uint64_t count, float *out,
+		       struct bd_scratch *scratch, struct bd_error *err)
 {
-	struct bd_delta *d = v->delta;
-	int rc = bd_file_read(d->file, out, (size_t)count * sizeof(*out),
-			      d->scales->offset + index * sizeof(*out), err);
+	struct bd_file *file = v->delta->file;
+	int rc = bd_file_read(file, out, (size_t)count * sizeof(*out), v->scales_at + index * sizeof(*out),
+			      err);
 
 	if (rc < 0)
 		return rc;
 	scratch->delta += count * sizeof(*out);
 	if (!all_finite(out, count))
-		return bd_error_set(err, -EIO, "%s: tensor '%s' has a scale that is not finite: the file "
-				    "is damaged, import it again", d->file->path, e->tensor->name);
+		return bd_error_set(err, -EIO, "%s: one of the scales %" PRIu64 " to %" PRIu64 " is not finite: "
+				    "the file is damaged, import it again", file->path, index,
+				    index + count - 1);
 	return 0;
 }
 
 /* What a call of rebuild() works on. */
 struct job {
 	struct bd_view *view;
-	const struct bd_piece *piece;
-	const struct bd_entry *entry;
+	struct bd_file *base;       /* where the tensor lies from byte `at` on */
+	uint64_t at;
+	const struct bd_coded *coded;
+	const struct kind *kind;    /* of it */
 	size_t base_size, out_size; /* bytes of an element */
 	struct bd_scratch *scratch;
 	struct parts parts;
@@ -324,9 +449,9 @@ struct job {
 };
 
 /* Index in the container's scales of the first one of plane K: those of its rows, then of its columns. */
-static uint64_t scales_of(const struct bd_entry *e, unsigned k)
+static uint64_t scales_of(const struct job *j, unsigned k)
 {
-	return e->scales + k * (e->rows + e->cols);
+	return j->coded->scales + k * (j->kind->rows + j->kind->cols);
 }
 
 static bool has_chunk(const struct bd_scratch *s, uint64_t chunk)
@@ -339,15 +464,14 @@ static bool has_chunk(const struct bd_scratch *s, uint64_t chunk)
 static int need_columns(struct job *j, uint64_t start, uint64_t width, uint64_t first, uint64_t end,
 			struct bd_error *err)
 {
-	const struct bd_entry *e = j->entry;
 	struct bd_scratch *s = j->scratch;
 	uint64_t chunk = first / CHUNK, last = (end + CHUNK - 1) / CHUNK, next;
 
-	if (s->columns.serial != j->view->serial || s->columns.scales != e->scales ||
+	if (s->columns.serial != j->view->serial || s->columns.scales != j->coded->scales ||
 	    s->columns.start != start) {
 		memset(&s->columns, 0, sizeof(s->columns));
 		s->columns.serial = j->view->serial;
-		s->columns.scales = e->scales;
+		s->columns.scales = j->coded->scales;
 		s->columns.start = start;
 	}
 	for (; chunk < last; chunk = next) {
@@ -359,8 +483,8 @@ static int need_columns(struct job *j, uint64_t start, uint64_t width, uint64_t 
 		while (next < last && !has_chunk(s, next))
 			next++;
 		to = next * CHUNK < width ? next * CHUNK : width;
-		for (unsigned k = 0; k < e->planes; k++) {
-			int rc = read_scales(j->view, e, scales_of(e, k) + e->rows + start + from,
+		for (unsigned k = 0; k < j->kind->planes; k++) {
+			int rc = read_scales(j->view, scales_of(j, k) + j->kind->rows + start + from,
 					     to - from, j->parts.cols + k * MAX_COLS + from, s, err);
 
 			if (rc < 0)
@@ -375,11 +499,11 @@ static int need_columns(struct job *j, uint64_t start, uint64_t width, uint64_t 
 /* All the scales that the run needs; its first element is that one of the tensor. */
 static int need_scales(struct job *j, uint64_t first, struct bd_error *err)
 {
-	const struct bd_entry *e = j->entry;
+	const struct kind *kind = j->kind;
 	struct bd_sign_run *run = &j->run;
 	uint64_t rows = (run->first + run->count + run->cols - 1) / run->cols;
 	/* Of a matrix too wide, the run sees only the columns from here on. */
-	uint64_t start = first % e->cols - run->first;
+	uint64_t start = first % kind->cols - run->first;
 	uint64_t end = run->first + run->count; /* as if there were one row */
 	int rc;
 
@@ -393,19 +517,19 @@ static int need_scales(struct job *j, uint64_t first, struct bd_error *err)
 	} else {
 		rc = need_columns(j, start, run->cols, 0, run->cols, err);
 	}
-	for (unsigned k = 0; rc == 0 && k < e->planes; k++)
-		rc = read_scales(j->view, e, scales_of(e, k) + first / e->cols, rows,
+	for (unsigned k = 0; rc == 0 && k < kind->planes; k++)
+		rc = read_scales(j->view, scales_of(j, k) + first / kind->cols, rows,
 				 j->parts.rows + k * MAX_ROWS, j->scratch, err);
 	return rc;
 }
 
 /* Offset in the delta of the byte with the bit of element `first` of plane K; *bit: which bit. */
-static uint64_t bits_of(const struct bd_entry *e, unsigned k, uint64_t first, uint64_t *bit)
+static uint64_t bits_of(const struct job *j, unsigned k, uint64_t first, uint64_t *bit)
 {
-	uint64_t index = k * e->rows * e->cols + first;
+	uint64_t index = k * j->kind->rows * j->kind->cols + first;
 
 	*bit = index % 8;
-	return e->sign->offset + index / 8;
+	return j->coded->bits + index / 8;
 }
 
 struct mapped_work {
@@ -425,9 +549,9 @@ static void rebuild_guarded(void *context)
  * done. */
 static int rebuild_mapped(struct job *j, uint64_t first, char *out, struct bd_error *err)
 {
-	struct bd_file *base = j->piece->file, *delta = j->view->delta->file;
+	struct bd_file *base = j->base, *delta = j->view->delta->file;
 	struct bd_guard_range ranges[1 + BD_MAX_PLANES];
-	uint64_t at = j->piece->at + first * j->base_size, bits[BD_MAX_PLANES];
+	uint64_t at = j->at + first * j->base_size, bits[BD_MAX_PLANES];
 	size_t size = (size_t)j->run.count * j->base_size, bits_size[BD_MAX_PLANES];
 	struct mapped_work work = { &j->run, out, base->map + at };
 	const uint8_t *fault;
@@ -437,7 +561,7 @@ static int rebuild_mapped(struct job *j, uint64_t first, char *out, struct bd_er
 		return 1;
 	ranges[0] = (struct bd_guard_range){ base->map + at, size };
 	for (unsigned k = 0; k < j->run.planes; k++) {
-		bits[k] = bits_of(j->entry, k, first, &j->run.bit[k]);
+		bits[k] = bits_of(j, k, first, &j->run.bit[k]);
 		bits_size[k] = (size_t)((j->run.bit[k] + j->run.count + 7) / 8);
 		if (!bd_file_is_cached(delta, bits_size[k], bits[k]))
 			return 1;
@@ -477,7 +601,7 @@ static int rebuild_copied(struct job *j, uint64_t first, char *out, struct bd_er
 
 	for (unsigned k = 0; rc == 0 && k < run->planes; k++) {
 		uint8_t *bits = j->parts.bits + k * BITS_STRIDE;
-		uint64_t at = bits_of(j->entry, k, first, &run->bit[k]);
+		uint64_t at = bits_of(j, k, first, &run->bit[k]);
 		size_t bits_size = (size_t)((run->bit[k] + run->count + 7) / 8);
 
 		run->bits[k] = bits;
@@ -485,7 +609,7 @@ static int rebuild_copied(struct job *j, uint64_t first, char *out, struct bd_er
 		j->scratch->delta += bits_size;
 	}
 	if (rc == 0)
-		rc = bd_file_read(j->piece->file, base, size, j->piece->at + first * j->base_size, err);
+		rc = bd_file_read(j->base, base, size, j->at + first * j->base_size, err);
 	if (rc < 0)
 		return rc;
 	j->scratch->base += size;
@@ -497,19 +621,18 @@ static int rebuild_copied(struct job *j, uint64_t first, char *out, struct bd_er
  * `block`. */
 static void set_run(struct job *j, uint64_t first, uint64_t count, uint64_t block)
 {
-	const struct bd_entry *e = j->entry;
-	uint64_t col = first % e->cols, n = count < block ? count : block;
+	uint64_t cols = j->kind->cols, col = first % cols, n = count < block ? count : block;
 
-	if (e->cols > MAX_COLS) { /* part of one row, whose columns are taken MAX_COLS at a time */
+	if (cols > MAX_COLS) { /* part of one row, whose columns are taken MAX_COLS at a time */
 		uint64_t start = col / MAX_COLS * MAX_COLS;
 
-		j->run.cols = e->cols - start < MAX_COLS ? e->cols - start : MAX_COLS;
+		j->run.cols = cols - start < MAX_COLS ? cols - start : MAX_COLS;
 		j->run.first = col - start;
 		n = n < j->run.cols - j->run.first ? n : j->run.cols - j->run.first;
 	} else {
-		j->run.cols = e->cols;
+		j->run.cols = cols;
 		j->run.first = col;
-		n = n < (MAX_ROWS - 1) * e->cols ? n : (MAX_ROWS - 1) * e->cols;
+		n = n < (MAX_ROWS - 1) * cols ? n : (MAX_ROWS - 1) * cols;
 	}
 	j->run.count = n;
 }
@@ -518,17 +641,22 @@ static void set_run(struct job *j, uint64_t first, uint64_t count, uint64_t bloc
 static int rebuild(struct bd_view *v, const struct bd_piece *p, uint64_t first, uint64_t count,
 		   char *out, struct bd_scratch *scratch, struct bd_error *err)
 {
-	const struct bd_entry *e = p->entry;
-	bool mapped = p->file->map && v->delta->file->map;
+	const struct bd_coded *coded = &v->coded[p->coded - 1];
+	const struct kind *kind = coded->kind;
+	struct bd_file *base = file_of(v, p);
+	bool mapped = base->map && v->delta->file->map;
 	struct job j = {
-		.view = v, .piece = p, .entry = e, .scratch = scratch,
-		.base_size = bd_dtype_bits(e->base_dtype) / 8,
-		.out_size = bd_dtype_bits(e->tensor->dtype) / 8,
-		.run = { .planes = e->planes, .base_dtype = e->base_dtype, .out_dtype = e->tensor->dtype },
+		.view = v, .base = base, .at = p->at, .coded = coded, .kind = kind, .scratch = scratch,
+		.base_size = bd_dtype_bits((enum bd_dtype)kind->base_dtype) / 8,
+		.out_size = bd_dtype_bits((enum bd_dtype)kind->dtype) / 8,
+		.run = {
+			.planes = (unsigned)kind->planes, .base_dtype = (enum bd_dtype)kind->base_dtype,
+			.out_dtype = (enum bd_dtype)kind->dtype,
+		},
 	};
-	int rc = lay_out(scratch, e->planes, &j.parts, err);
+	int rc = lay_out(scratch, j.run.planes, &j.parts, err);
 
-	for (unsigned k = 0; rc == 0 && k < e->planes; k++) {
+	for (unsigned k = 0; rc == 0 && k < j.run.planes; k++) {
 		j.run.row[k] = j.parts.rows + k * MAX_ROWS;
 		j.run.col[k] = j.parts.cols + k * MAX_COLS;
 	}
@@ -553,7 +681,7 @@ static int rebuild(struct bd_view *v, const struct bd_piece *p, uint64_t first, 
 static int read_sign(struct bd_view *v, const struct bd_piece *p, uint64_t at, size_t size,
 		     char *out, struct bd_scratch *scratch, struct bd_error *err)
 {
-	size_t unit = bd_dtype_bits(p->entry->tensor->dtype) / 8;
+	size_t unit = bd_dtype_bits((enum bd_dtype)v->coded[p->coded - 1].kind->dtype) / 8;
 	int rc = 0;
 
 	while (rc == 0 && size > 0) {
@@ -606,6 +734,11 @@ ssize_t bd_view_read(struct bd_view *v, size_t index, void *buf, size_t size, ui
 	if (size > f->size - offset)
 		size = (size_t)(f->size - offset);
 	if (f->packed) {
+		pthread_mutex_lock(&v->lock);
+		rc = inflate(v, index, err);
+		pthread_mutex_unlock(&v->lock);
+		if (rc < 0)
+			return rc;
 		memcpy(buf, f->data + offset, size);
 		return (ssize_t)size;
 	}
@@ -615,28 +748,24 @@ ssize_t bd_view_read(struct bd_view *v, size_t index, void *buf, size_t size, ui
 		size_t n = size - done;
 		char *out = (char *)buf + done;
 
-		if (n > p->size - at)
-			n = (size_t)(p->size - at);
+		if (n > p[1].offset - p->offset - at)
+			n = (size_t)(p[1].offset - p->offset - at);
 		/* Files are checked only after reading: what was read before a file changed is good, what
 		 * came after is not. The delta comes last. */
-		if (p->file && p->file != delta && p->file != base) {
+		if (p->source >= SHARD && file_of(v, p) != base) {
 			if (base)
 				rc = bd_file_check(base, err);
-			base = p->file;
+			base = file_of(v, p);
 		}
 		if (rc < 0)
 			break;
-		switch (p->source) {
-		case FROM_MEMORY:
-			memcpy(out, p->data + at, n);
-			break;
-		case FROM_FILE:
-			rc = bd_file_read(p->file, out, n, p->at + at, err);
-			*(p->file == delta ? &scratch->delta : &scratch->base) += n;
-			break;
-		case FROM_SIGN:
+		if (p->coded) {
 			rc = read_sign(v, p, at, n, out, scratch, err);
-			break;
+		} else if (p->source == HEADER) {
+			memcpy(out, f->header + p->at + at, n);
+		} else {
+			rc = bd_file_read(file_of(v, p), out, n, p->at + at, err);
+			*(p->source == DELTA ? &scratch->delta : &scratch->base) += n;
 		}
 		done += n;
 	}

@@ -15,11 +15,14 @@ struct bd_view_file {
 	const char *name; /* borrowed from the delta */
 	uint64_t size;
 	bool safetensors;
-	bool packed;             /* private: it must be inflated to be read */
-	struct bd_piece *pieces; /* private: consecutive runs of bytes with one source each */
-	size_t piece_count;
-	/* private: contents of a packed file, while it is open */
+	/* private, as is all that follows: */
+	bool packed;             /* it must be inflated to be read */
+	struct bd_piece *pieces; /* consecutive runs of bytes with one source each, and one at the end */
+	size_t piece_count;      /* without the last */
+	char *header;            /* that a piece has; the delta's unless the view is slim */
+	/* Of a packed file: its contents, from when they are needed until it is closed. */
 	char *data;
+	bool good;      /* they were there and had the right hash */
 	unsigned users;
 };
 
@@ -32,7 +35,13 @@ struct bd_view {
 	struct bd_view_file *files; /* ascending names */
 	size_t file_count;
 	pthread_mutex_t lock;    /* guards data and users of the files */
-	uint64_t serial;         /* private: no other view of this process has it */
+	/* private: */
+	uint64_t serial;         /* no other view of this process has it */
+	uint64_t scales_at;      /* offset of the scales in the delta */
+	struct bd_coded *coded;  /* the sign-coded tensors of all files */
+	size_t coded_count, coded_room;
+	struct bd_shapes kinds;  /* what they point to */
+	bool slim;
 };
 
 /* Memory for one read at a time; a thread keeps one. At most 512 KiB and 600 KiB more for each plane
@@ -50,8 +59,20 @@ int bd_view_open(struct bd_view **view, struct bd_delta *delta, struct bd_base *
 		 struct bd_error *err);
 void bd_view_close(struct bd_view *view); /* NULL allowed; closes the delta */
 
+/* Give up what only looking at the delta needs (bd_delta_forget_tensors). Reading is as before, and a tensor
+ * takes some 50 bytes, and 100 to 150 more for its part of the header where no shard of the base has the same
+ * one. Not while others use the view. */
+void bd_view_slim(struct bd_view *view);
+/* What a slim view takes, in bytes, without files that are inflated. */
+size_t bd_view_bytes(const struct bd_view *view);
+
+/* The file of the base that has just the bytes of file INDEX; NULL: none has. Borrowed from the base. */
+struct bd_file *bd_view_verbatim(const struct bd_view *view, size_t index);
+
 /* Make file INDEX ready for reading, and end that. They nest; every bd_view_read must lie
- * between the two. Files that are kept as zlib streams are inflated here. */
+ * between the two. Files that are kept as zlib streams are inflated here the first time, to know that they
+ * are good, and from then on when they are read: the index of a model of many tensors has megabytes, and the
+ * kernel has them cached. */
 #define BD_VIEW_INFLATED ((uint64_t)1 << 30) /* bytes of such files of all views; more are -ENOMEM */
 int bd_view_acquire(struct bd_view *view, size_t index, struct bd_error *err);
 void bd_view_release(struct bd_view *view, size_t index);

@@ -3,6 +3,7 @@
 #include "models_impl.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +12,13 @@
 
 /* Views that nobody uses are kept, this many of them: loaders open the same files several times. */
 #define IDLE_VIEWS 32
-/* Less of them where they are large. */
+/* Less of them where they are large, but always the one that was used last: a loader that opens one file
+ * after the other must not wait for the delta to be parsed each time. */
 #define IDLE_BYTES ((size_t)64 << 20)
+/* Parsing takes several times what stays. The C library would keep that for itself. */
+#define TRIM_FROM ((size_t)4 << 20)
+/* Bytes that take a while to be inflated. */
+#define LARGE_FILE ((uint64_t)256 << 10)
 
 static int no_memory(struct bd_error *err)
 {
@@ -141,29 +147,10 @@ static struct bdfs_model *model_new(const char *name, const char *path, enum bdf
 	return NULL;
 }
 
-/* The base's file that has just the bytes of file F of a delta; NULL: none. Such a file has the header of a
- * shard, and every tensor of it is that shard's. */
-static struct bd_file *verbatim(const struct bd_delta_file *f, const struct bd_base *base)
+static int describe_files(struct bdfs_model *m, const struct bd_view *view)
 {
-	const struct bd_shard *shard = NULL;
+	const struct bd_delta *d = view->delta;
 
-	for (size_t i = 0; i < f->st->count; i++) {
-		const struct bd_base_tensor *b;
-
-		if (f->entries[i].encoding != BD_SAME)
-			return NULL;
-		b = bd_base_find(base, bd_entry_base(&f->entries[i]));
-		if (shard && b->shard != shard)
-			return NULL;
-		shard = b->shard;
-	}
-	return shard && shard->st->header_size == f->st->header_size &&
-	       shard->file->size == f->size &&
-	       !memcmp(shard->st->header, f->st->header, f->st->header_size) ? shard->file : NULL;
-}
-
-static int describe_files(struct bdfs_model *m, const struct bd_delta *d)
-{
 	for (size_t i = 0; i < d->file_count; i++) {
 		const struct bd_delta_file *from = &d->files[i];
 		struct bdfs_file *f = &m->files[i];
@@ -178,9 +165,7 @@ static int describe_files(struct bdfs_model *m, const struct bd_delta *d)
 			f->stored = from->stored->size;
 			continue;
 		}
-		/* What the parsed header and the entries of the manifest take, about. */
-		m->view_bytes += 8 * from->st->header_size;
-		f->real = verbatim(from, m->base->base);
+		f->real = bd_view_verbatim(view, i);
 		for (size_t e = 0; e < from->st->count; e++) {
 			f->encodings |= 1u << from->entries[e].encoding;
 			f->stored += bd_summary_stored(&from->entries[e]);
@@ -199,7 +184,7 @@ int bdfs_model_of_view(struct bdfs_model **out, const struct bd_view *view, stru
 
 	int r = -ENOMEM;
 
-	if (m && describe_files(m, d) == 0 && (m->entry = strdup(entry)))
+	if (m && describe_files(m, view) == 0 && (m->entry = strdup(entry)))
 		r = bd_file_dup(&m->file, d->file, err);
 	else
 		no_memory(err);
@@ -279,6 +264,20 @@ int bdfs_model_of_base(struct bdfs_model **out, struct bdfs_base *base, enum bdf
 	return 0;
 }
 
+/* Inflate the index and whatever else is large, yet no larger than the headers that were just parsed, so that
+ * opening it needs no longer than opening others. What is damaged says so when it is opened. */
+static void look_at_large(struct bd_view *v)
+{
+	uint64_t headers = 0;
+
+	for (size_t i = 0; i < v->file_count; i++)
+		headers += v->files[i].safetensors ? v->delta->files[i].st->header_size : 0;
+	for (size_t i = 0; i < v->file_count; i++)
+		if (!v->files[i].safetensors && v->files[i].size >= LARGE_FILE && v->files[i].size <= headers &&
+		    bd_view_acquire(v, i, NULL) == 0)
+			bd_view_release(v, i);
+}
+
 static int open_view(struct bd_view **view, struct bdfs_model *m, struct bd_error *err)
 {
 	struct bd_file *file;
@@ -290,9 +289,15 @@ static int open_view(struct bd_view **view, struct bdfs_model *m, struct bd_erro
 	if (r < 0)
 		return r;
 	r = bd_view_open(view, d, m->base->base, err);
-	if (r < 0)
+	if (r < 0) {
 		bd_delta_close(d);
-	return r;
+		return r;
+	}
+	look_at_large(*view);
+	bd_view_slim(*view);
+	if (bd_view_bytes(*view) >= TRIM_FROM)
+		malloc_trim(0);
+	return 0;
 }
 
 int bdfs_model_acquire(struct bdfs_models *models, struct bdfs_model *m, size_t index,
@@ -317,6 +322,7 @@ int bdfs_model_acquire(struct bdfs_models *models, struct bdfs_model *m, size_t 
 		pthread_mutex_lock(&models->views);
 		m->opening = false;
 		m->view = v;
+		m->view_bytes = v ? bd_view_bytes(v) : 0;
 		m->view_users = v ? 1 : 0;
 		pthread_cond_broadcast(&models->opened);
 	}
@@ -338,7 +344,7 @@ static struct bd_view *take_surplus(struct bdfs_models *models)
 	struct bdfs_model *last = models->oldest;
 	struct bd_view *view;
 
-	if (models->idle <= IDLE_VIEWS && models->idle_bytes <= IDLE_BYTES)
+	if (models->idle <= 1 || (models->idle <= IDLE_VIEWS && models->idle_bytes <= models->idle_limit))
 		return NULL;
 	view = last->view;
 	last->view = NULL;
@@ -396,6 +402,7 @@ int bdfs_models_open(struct bdfs_models **out, const struct bdfs_config *config,
 		return no_memory(err);
 	m->log = log;
 	m->layout = config->layout;
+	m->idle_limit = IDLE_BYTES;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_mutex_init(&m->views, NULL);
 	pthread_cond_init(&m->opened, NULL);

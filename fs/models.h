@@ -75,7 +75,7 @@ struct bdfs_model {
 	struct bd_file *file;    /* the delta, open: its contents stay when its name goes */
 	struct bd_view *view;    /* guarded by bdfs_models.views, as are the rest */
 	unsigned view_users;
-	size_t view_bytes;       /* what it takes, about */
+	size_t view_bytes;       /* what it takes */
 	bool opening;
 	struct bdfs_model *older, *newer; /* in the list of idle views */
 };
@@ -114,7 +114,7 @@ struct bdfs_models {
 	pthread_cond_t opened;
 	struct bdfs_model *oldest, *newest;
 	unsigned idle;
-	size_t idle_bytes;
+	size_t idle_bytes, idle_limit; /* of all idle views; the limit of all but the newest */
 };
 
 /* Open the bases and examine the deltas. A delta given by name must be good. One found in a directory

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <sched.h>
 #include <pwd.h>
 #include <signal.h>
@@ -26,6 +27,8 @@
 #include "sandbox.h"
 #include "supervise.h"
 #include "watch.h"
+
+#define LARGE (256 << 10) /* of a block of memory */
 
 /* Everything of one mount, from before the forks to the end. */
 struct server {
@@ -555,6 +558,9 @@ int bdfs_mount(const struct bdfs_options *options, struct bdfs_sink sink, struct
 	/* What the caller left open, such as a lock, must not stay open as long as the mount. */
 	if (!options->foreground)
 		close_range(STDERR_FILENO + 1, ~0u, 0);
+	/* A daemon lives long: what is large goes back to the system when it is freed. Left to itself, the C
+	 * library takes the largest block that was ever freed for usual and keeps all up to that size. */
+	mallopt(M_MMAP_THRESHOLD, LARGE);
 	raise_file_limit();
 	bdfs_fill_standard_descriptors();
 	bd_guard_install(); /* without it files are read and not mapped */

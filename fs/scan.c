@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -626,6 +627,8 @@ static int scan(struct bdfs_models *models, bool first, bool retry, bool *change
 	s = (struct scan){ .models = models, .bases = bases, .list = list, .count = count,
 			   .rejected = rejected, .rejected_count = rejected_count };
 	scan_clear(&s);
+	if (*changed || first)
+		malloc_trim(0); /* examining took much more than what stays */
 	if (*changed && !first)
 		bdfs_count(&models->reloads, 1);
 	return 0;

@@ -350,6 +350,45 @@ static void numbers(void **state)
 	tear_down(&f);
 }
 
+/* Views are kept when nobody uses them: the newest whatever it takes, others while there is room. */
+static void idle_views(void **state)
+{
+	struct bdfs_model *one, *two;
+	struct bd_view *view;
+	struct fixture f;
+	size_t bytes;
+
+	(void)state;
+	set_up(&f, &(struct bdfs_config){ 0 });
+	copy(f.delta[0], f.dir, "two.bdelta");
+	rescan(&f, false);
+	one = f.models->list[0];
+	two = f.models->list[1];
+	f.models->idle_limit = 1;
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(bdfs_model_acquire(f.models, one, 0, &view, &err), 0);
+		assert_true(i == 0 || one->view_bytes == bytes);
+		bytes = one->view_bytes;
+		assert_int_equal(bytes, bd_view_bytes(view));
+		assert_null(view->delta->st);
+		bdfs_model_release(f.models, one, 0);
+		assert_ptr_equal(one->view, view);
+		assert_int_equal(f.models->idle_bytes, bytes);
+	}
+	assert_int_equal(bdfs_model_acquire(f.models, two, 0, &view, &err), 0);
+	assert_non_null(one->view);
+	bdfs_model_release(f.models, two, 0);
+	assert_null(one->view);
+	assert_ptr_equal(two->view, view);
+	assert_int_equal(f.models->idle_bytes, two->view_bytes);
+	f.models->idle_limit = 2 * bytes + 100;
+	assert_int_equal(bdfs_model_acquire(f.models, one, 0, &view, &err), 0);
+	bdfs_model_release(f.models, one, 0);
+	assert_true(one->view && two->view);
+	assert_int_equal(f.models->idle_bytes, one->view_bytes + two->view_bytes);
+	tear_down(&f);
+}
+
 static void latencies(void **state)
 {
 	static struct bdfs_latency latency;
@@ -383,6 +422,7 @@ int main(void)
 		cmocka_unit_test(several_bases),
 		cmocka_unit_test(hub),
 		cmocka_unit_test(numbers),
+		cmocka_unit_test(idle_views),
 		cmocka_unit_test(latencies),
 	};
 
