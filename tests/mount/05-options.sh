@@ -65,7 +65,7 @@ refuses "a name that cannot be a directory" 32 'name' \
 refuses "the log cannot be written" 32 'nowhere/log' "$MOUNT" "$B" "$M" -o "deltas=$K,log=$W/nowhere/log"
 same "nothing is mounted after all that" "" "$(mounts)"
 if [[ $BUILD == */release ]]; then # sanitizers need files themselves
-	refuses "no file descriptors: 2" 2 'Too many open files' bash -c 'ulimit -n 4; exec "$@"' - \
+	refuses "no file descriptors: 2" 2 'Too many open files' bash -c 'exec 3<&-; ulimit -n 4; exec "$@"' - \
 		"$MOUNT" "$B" "$M" -o "deltas=$K"
 fi
 

@@ -31,8 +31,9 @@ os.posix_fadvise(cached, 0, 0, os.POSIX_FADV_DONTNEED)
 if way == "fault":
     child = os.fork()
     if child == 0:
-        os._exit(mapping[1 << 20] != 999)
-    print(signal.Signals(-os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).name)
+        os._exit(mapping[1 << 20] == 999)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(signal.Signals(-status).name if status else "right")
 elif way == "direct":
     print(attempt(lambda: os.preadv(direct, [mmap.mmap(-1, 4096)], 1 << 20)))
 elif way == "cached":
