@@ -4,7 +4,7 @@
 #   make              build the programs into build/release/ (needs the packages of `make deps`)
 #   make demo         the whole promise in one go: install what is missing, build, import the
 #                     shipped model pair, mount it, load it with an unmodified loader, compare
-#   make check        install what is missing, then all tests (some minutes on two cores)
+#   make check        install what is missing, then all tests (some 20 minutes on two idle cores)
 #   make bench        ratios taken in one run, written to build/bench.txt
 #   make install      DESTDIR= PREFIX=/usr/local SBINDIR=/sbin LIBDIR=$(PREFIX)/lib
 #   make uninstall    the same variables
@@ -14,9 +14,12 @@
 #   make gpu-test     tests on a machine with an NVIDIA GPU
 #   make fuzz         libFuzzer targets with clang;  FUZZ_SECONDS=60
 #   make clean
+#   make help         this text
 #
 #   D=asan | tsan     a variant with a sanitizer, in build/asan/ or build/tsan/
 #   WERROR=1          warnings are errors (as in CI)
+#   V=1               show the command lines of the build, and every step of the tests
+#   PATIENCE=N        tests wait N times as long as they say (default: 2 and more, by the load)
 #   NVCC=             leave the CUDA part out (it is built where nvcc is on the PATH);
 #                     NVCC_ARCH=-arch=native  for this machine's GPU only, which compiles faster
 
@@ -58,6 +61,10 @@ READ_SRC  := $(wildcard tests/mount/*.c)
 DEVICE_SRC := $(wildcard tests/gpu/*.c)
 ENGINE_SRC := $(wildcard tests/engine/*.c)
 
+# $(call quiet,WHAT,FILE) begins a recipe whose command line is not shown: "  CC      delta/json.c".
+SILENT := $(findstring s,$(filter-out --%,$(firstword -$(MAKEFLAGS))))
+quiet = $(if $(V),,@$(if $(SILENT),,printf '  %-7s %s\n' '$(1)' '$(2)';) )
+
 obj = $(patsubst %.c,$(B)/%.o,$(1))
 SONAME   := libbitdelta.so.0
 PROGRAMS := $(B)/bitdelta $(B)/mount.bitdelta
@@ -69,24 +76,24 @@ DEVICES  := $(patsubst tests/gpu/%.c,$(B)/device/%,$(DEVICE_SRC))
 ENGINES  := $(patsubst tests/engine/%.c,$(B)/engine/%,$(ENGINE_SRC))
 CUDA     := $(if $(SAN)$(if $(NVCC),,none),,$(B)/bitdelta-cuda.so)
 
-.PHONY: all demo check bench install uninstall deb deps unit mount-test gpu-test fuzz clean tests
+.PHONY: all demo check bench install uninstall deb deps unit mount-test gpu-test fuzz clean help tests
 .SECONDARY:
 # A sanitizer's runtime belongs to a program, not to a library.
 all: $(PROGRAMS) $(if $(SAN),,$(B)/$(SONAME)) $(CUDA)
 
 $(B)/libbitdelta.a: $(call obj,$(DELTA_SRC))
-	rm -f $@ && $(AR) rcs $@ $^
+	$(call quiet,AR,$@)rm -f $@ && $(AR) rcs $@ $^
 $(B)/libbdfs.a: $(call obj,$(FS_SRC))
-	rm -f $@ && $(AR) rcs $@ $^
+	$(call quiet,AR,$@)rm -f $@ && $(AR) rcs $@ $^
 $(B)/libbdgpu.a: $(call obj,$(GPU_SRC))
-	rm -f $@ && $(AR) rcs $@ $^
+	$(call quiet,AR,$@)rm -f $@ && $(AR) rcs $@ $^
 
 # The shared library has what the public interface needs, and shows nothing else. Its objects are
 # those of the archive.
 $(B)/delta/%.o: ALL_CFLAGS += -fPIC -fvisibility=hidden
 LIB_MAP := mount-tools/libbitdelta/libbitdelta.map
 $(B)/$(SONAME): $(B)/delta/bitdelta.o $(B)/libbitdelta.a $(LIB_MAP)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=$(LIB_MAP) \
+	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=$(LIB_MAP) \
 		-Wl,--as-needed -Wl,-z,defs -o $@ $(filter %.o %.a,$^) $(DELTA_LIBS)
 
 # The CUDA backend is a library that bitdelta opens when it is asked for: no program is linked with
@@ -101,48 +108,48 @@ CUDA_FLAGS  = $(NVCCFLAGS) $(NVCC_ARCH) -std=c++17 --fmad=false -Idelta -Igpu -c
 	$(if $(WERROR),-Werror all-warnings -Xcompiler -Werror)
 $(B)/gpu/%.cu.o: gpu/%.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(CUDA_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+	$(call quiet,NVCC,$<)$(NVCC) $(CUDA_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
 $(B)/bitdelta-cuda.so: $(patsubst %.cu,$(B)/%.cu.o,$(CUDA_SRC)) $(B)/delta/error.o $(B)/delta/utf8.o \
 		$(B)/delta/dtype.o gpu/cuda.map
-	$(NVCC) $(NVCC_ARCH) -shared -cudart static -Xlinker -z,defs,--version-script=gpu/cuda.map \
+	$(call quiet,NVLINK,$@)$(NVCC) $(NVCC_ARCH) -shared -cudart static -Xlinker -z,defs,--version-script=gpu/cuda.map \
 		$(CUDA_LIBS:%=-Xlinker -rpath,%) -o $@ $(filter %.o,$^) -lcublasLt
 
 # bitdelta.c and mount.c hold the two main functions; the other files of mount-tools/ serve both.
 $(B)/bitdelta: $(call obj,$(filter-out mount-tools/mount.c,$(TOOL_SRC))) $(B)/libbdfs.a \
 		$(B)/libbdgpu.a $(B)/libbitdelta.a
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(FUSE_LIBS) $(DELTA_LIBS) $(GPU_LIBS)
+	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(FUSE_LIBS) $(DELTA_LIBS) $(GPU_LIBS)
 $(B)/mount.bitdelta: $(call obj,mount-tools/mount.c) $(B)/libbdfs.a $(B)/libbitdelta.a
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(FUSE_LIBS) $(DELTA_LIBS)
+	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(FUSE_LIBS) $(DELTA_LIBS)
 
 $(B)/fs/%.o: fs/%.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(ALL_CPPFLAGS) $(DELTA_CFLAGS) $(FUSE_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call quiet,CC,$<)$(CC) $(ALL_CFLAGS) $(ALL_CPPFLAGS) $(DELTA_CFLAGS) $(FUSE_CFLAGS) -MMD -MP -c -o $@ $<
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(ALL_CPPFLAGS) $(DELTA_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call quiet,CC,$<)$(CC) $(ALL_CFLAGS) $(ALL_CPPFLAGS) $(DELTA_CFLAGS) -MMD -MP -c -o $@ $<
 
 $(B)/unit/%: $(B)/tests/unit/%.o $(B)/tests/unit/testdata.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka \
+	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka \
 		$(DELTA_LIBS) $(GPU_LIBS)
 $(B)/unit/test_mountstats: $(B)/mount-tools/mountstats.o
 $(B)/unit/test_sandbox: $(B)/fs/sandbox.o $(B)/fs/log.o
 $(B)/unit/test_models: $(patsubst %,$(B)/fs/%.o,models scan sources tree stats log)
 $(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
+	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
+	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)
 
 # Programs that need a GPU: tests/gpu.sh runs them, also where only what they need is installed.
 $(B)/device/%: $(B)/tests/gpu/%.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -Wl,--as-needed -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
+	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -Wl,--as-needed -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
 # The engine by itself, to be held against other implementations.
 $(B)/engine/%: $(B)/tests/engine/%.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
+	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
 
 $(B)/gpu/%.o: DELTA_CFLAGS += $(GPU_CFLAGS)
 $(B)/gpu/general.o: $(wildcard gpu/general/*.txt)
@@ -153,7 +160,7 @@ $(B)/bench/reference_server: DELTA_LIBS += $(FUSE_LIBS)
 # They test from outside: never with a sanitizer, which would make them slow.
 $(B)/mount/%: tests/mount/%.c tests/mount/dice.h
 	@mkdir -p $(@D)
-	$(CC) $(filter-out $(SAN),$(ALL_CFLAGS)) $(ALL_CPPFLAGS) $(FUSE_CFLAGS) -o $@ $< $(FUSE_LIBS)
+	$(call quiet,CC,$<)$(CC) $(filter-out $(SAN),$(ALL_CFLAGS)) $(ALL_CPPFLAGS) $(FUSE_CFLAGS) -o $@ $< $(FUSE_LIBS)
 
 tests: $(UNITS) $(REPLAYS) $(BENCHES) $(READERS) $(DEVICES) $(ENGINES)
 
@@ -236,5 +243,7 @@ deb:
 
 clean:
 	rm -rf build
+help:
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
 -include $(shell find $(B) -type f -name '*.d' 2>/dev/null)

@@ -8,7 +8,8 @@
 #
 # One line per test program; the whole output of each is in build/log/. The last line is
 # `N passed, N failed, N skipped`, where every unit test and every reported step counts, and the exit
-# status is 0 only where nothing failed. V=1 shows every step.
+# status is 0 only where nothing failed. V=1 shows every step,
+# and the command lines of the build in build/log/build-*.log.
 #
 # A test program is anything that prints `ok NAME`, `not ok NAME: why` or `skip NAME: why` at the
 # start of lines (cmocka's TAP output is read too), and exits 0 where all went well. It fails also
