@@ -16,7 +16,8 @@
 #define ARGUMENTS 256
 #define LIMIT ((size_t)16 << 20) /* bytes; whoever mounted there need not be a friend */
 
-/* All of a small file, with a NUL after it; NULL and errno. Neither /proc nor .bitdelta tell sizes. */
+/* All of a file, with a NUL after it, or NULL with errno. It is read to its end, because files in /proc and
+ * in .bitdelta claim to be empty. */
 static char *read_all(const char *path, size_t *size)
 {
 	size_t capacity = 0;

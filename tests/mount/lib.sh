@@ -3,7 +3,8 @@
 #
 # Each check prints `ok NAME`, `not ok NAME: why` or `skip NAME: why`. BUILD names the directory with the
 # programs (build/release unless given). Everything happens below $W, which is unmounted and
-# removed at the end, whatever happens. The mount returns when it is ready: nothing sleeps.
+# removed at the end, whatever happens. Nothing waits for a mount, which returns when it is ready; what comes
+# later is waited for with wait_for. A sleep only lets time pass in which something goes on, or must not happen.
 set -u
 export LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
