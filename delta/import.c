@@ -369,9 +369,9 @@ static void note_special(const struct import *im)
 			tensors++;
 		}
 	if (first)
-		bd_import_note(im->options, "%" PRIu64 " numbers of %s in %zu tensors are infinite or not a number, the "
-			       "first in '%s': such a fine-tune is broken, or was not saved whole; they are kept as they "
-			       "are", count, im->options->fine, tensors, first->entry->tensor->name);
+		bd_import_note(im->options, "%s has numbers that are infinite or not a number: %" PRIu64 " in %zu of its "
+			       "tensors, the first in '%s'; they are kept as they are, but a model with such weights is "
+			       "broken", im->options->fine, count, tensors, first->entry->tensor->name);
 }
 
 static void note_quantised(const struct import *im)

@@ -195,6 +195,8 @@ static bool propose(struct report *r)
 			continue;
 		p.from = strlen(p.name) - common;
 		p.to = strlen(p.base) - common;
+		if (p.from && p.to && !strchr(p.name + p.from, '.')) /* "weight" alone says nothing */
+			continue;
 		if (best->name && p.from == best->from && begins(p.name, best->name, p.from) &&
 		    p.to == best->to && begins(p.base, best->base, p.to))
 			continue;
@@ -263,17 +265,22 @@ static size_t depth(const char *name)
 	return dots;
 }
 
-/* A tensor of the base to show how its names look: the first of the longest that nothing is compared with. */
+/* A tensor of the base to show how its names look: a deep one, of those that nothing is compared with if there are
+ * such. */
 static const char *example_of_base(const struct report *r)
 {
 	const struct bd_base *base = r->plan->base;
 	const char *best = "";
+	size_t most = 0;
 
 	for (size_t i = 0; i < base->count; i++) {
 		const struct bd_tensor *t = base->tensors[i].tensor;
+		size_t score = 1 + depth(t->name) + (!r->used[i] && t->dims >= 2 ? BD_MAX_NAME : 0);
 
-		if (!*best || (!r->used[i] && t->dims >= 2 && depth(t->name) > depth(best)))
+		if (score > most) {
+			most = score;
 			best = t->name;
+		}
 	}
 	return best;
 }

@@ -143,6 +143,21 @@ check "another seed, another text" bash -c '! cmp -s "$@"' - one.txt \
 	<(generate "$F" -p "In the beginning" -n 30 --seed 6)
 generate kjv.bdelta --base "$B" -p "And the" -n 20 --temperature 0 >delta.txt
 same "generate from a delta: exit status" 0 $?
+# The same base under another prefix, which its config does not know.
+cp -r "$B" wrapped
+python3 - wrapped/model.safetensors <<'END'
+import json, sys
+file = open(sys.argv[1], "rb").read()
+start = 8 + int.from_bytes(file[:8], "little")
+header = json.dumps({"wrapped." * (k != "__metadata__") + k: v for k, v in json.loads(file[8:start]).items()}).encode()
+with open(sys.argv[1], "wb") as out:
+    out.write(len(header).to_bytes(8, "little") + header + file[start:])
+END
+must "$BITDELTA" import -q --steps 0 --base wrapped "$F" --rename =wrapped. -o wrapped.bdelta
+check "generate over a base of other names" cmp <(generate closed.bdelta --base "$B" -p "And the" -n 20 --temperature 0) \
+	<(generate wrapped.bdelta --base wrapped -p "And the" -n 20 --temperature 0)
+refuses "distill over a base of other names than its config's" 1 "wrapped: tensor 'model.embed_tokens.weight' is missing" \
+	"$BITDELTA" distill wrapped.bdelta --base wrapped --fine "$F" --device cpu
 check "without a prompt" generate kjv.bdelta --base "$B" -n 5
 refuses "a prompt of more tokens than there are positions" 1 \
 	"the prompt has [0-9]* tokens, but the model only 512 positions" \

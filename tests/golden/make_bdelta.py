@@ -462,7 +462,7 @@ def write_good():
     good("nothing", Delta().finish())
     d = small()
     d.manifest["import"] = {"scale": "rank1", "attenuation": 1.4, "distilled": False, "later": [1]}
-    d.manifest["base"]["revision"] = "0123456789"
+    d.manifest["base"].update(revision="0123456789", path="~/golden", hub="org/golden")
     d.manifest["later"] = {"deep": [[[{"a": None, "b": True, "c": -1.5e-3, "d": "\u00e9\n"}]]]}
     d.manifest["n" * 63] = 1
     d.entry("w").update(error=0.5, unknown={}, base={**d.entry("w")["base"], "also": []})
@@ -840,6 +840,9 @@ def bad_tensors():
     bad("sign-planes-bomb", "open", "1 to 8", setting(W_ENTRY + ".planes", (1 << 64) - 1))
     bad("sign-more-planes-than-scales", "open", "too short", setting(W_ENTRY + ".planes", 2))
     bad("sign-error-text", "open", "expected", setting(W_ENTRY + ".error", "0.5"))
+    bad("base-path-escape", "open", "control", setting("base.path", "models/\x1b[31m"))
+    bad("base-path-number", "open", "expected", setting("base.path", 1))
+    bad("base-hub-too-long", "open", "1024", setting("base.hub", "x" * 1025))
     bad("base-name-without-feature", "open", "uses the feature 'base-names'", setting(W_ENTRY + ".base.name", "w"))
     named = setting("features", ["base-names"])
     bad("base-name-empty", "open", "empty", both(named, setting(W_ENTRY + ".base.name", "")))

@@ -222,6 +222,7 @@ static void renamed_file(void **state)
 	if (bd_delta_open(&d, p.out, &err) || bd_verify(d, base, &watch, &err))
 		fail_msg("%s", err.text);
 	assert_true(d->distilled);
+	assert_non_null(strstr(d->base_path, "/base"));
 	/* A base of other names is another one. */
 	assert_int_equal(bd_base_open(&other, wrong.base, &err), 0);
 	assert_int_equal(bd_delta_check_base(d, other, &err), -EINVAL);
@@ -308,6 +309,14 @@ static void part_is_said(void **state)
 	assert_int_equal(notes, 1);
 	SAYS(note, "1 of 3 weights", "8.19 kB of 24.6 kB", "kept whole", "'vision.0.fc.weight'",
 	     "'model.layers.0.q_proj.weight'");
+	/* That another matrix of its shape ends in "weight" too is no reason to propose a rename. */
+	t[1].name = "vision.0.other.weight";
+	td_safetensors(p.base, "model.safetensors", (struct td_tensor[]){ t[0], t[2], t[1] }, 3, NULL);
+	t[1].name = "model.layers.1.q_proj.weight";
+	td_safetensors(p.fine, "model.safetensors", t, 3, NULL);
+	bd_delta_close(imported(&p, (struct bd_import_options){ 0 }));
+	assert_null(strstr(note, "--rename"));
+	SAYS(note, "1 of 3 weights", "'model.layers.1.q_proj.weight'", "'vision.0.other.weight'");
 	/* A base of bytes, as quantised ones are. */
 	t[0].dtype = t[1].dtype = t[2].dtype = BD_F8_E4M3;
 	td_safetensors(p.base, "model.safetensors", t, 3, NULL);
@@ -552,7 +561,7 @@ static void special_fine_tune(void **state)
 		/* The same in the base: an equal tensor. */
 		td_write(p.base, "model.safetensors", data, size);
 		d = imported(&p, (struct bd_import_options){ 0 });
-		SAYS(note, td_format("%u numbers of %s in 1 tensors are infinite", cases[i].special, p.fine),
+		SAYS(note, td_format("%s has numbers that are infinite or not a number: %u in 1", p.fine, cases[i].special),
 		     td_format("first in '%s'", cases[i].name));
 		assert_int_equal(entry(d, cases[i].name)->encoding, BD_SAME);
 		bd_delta_close(d);
