@@ -14,7 +14,8 @@
 # A test program is anything that prints `ok NAME`, `not ok NAME: why` or `skip NAME: why` at the
 # start of lines (cmocka's TAP output is read too), and exits 0 where all went well. It fails also
 # if it prints none of these, runs longer than its time limit, leaves a mount behind, or if a
-# sanitizer reported something in it or in a daemon that it started.
+# sanitizer reported something in it or in a daemon that it started. That no script at all can mount
+# is a failure too in CI (CI is set), and for root where there is /dev/fuse.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/patience.sh
@@ -159,7 +160,7 @@ unit() { # VARIANT
 }
 
 mount_scripts() { # VARIANT [all | load]
-	local v=$1 t name
+	local v=$1 t name before=$passed
 	with "$v"
 	for t in tests/mount/[0-9][0-9]-*.sh; do
 		[ -e "$t" ] || continue
@@ -169,6 +170,12 @@ mount_scripts() { # VARIANT [all | load]
 		fi
 		BUILD=$root/build/$v run "$v/mount/$name" 300 "${prefix[@]}" bash "$t"
 	done
+	# Where mounting is expected to work, tests that all skip are no success.
+	if [ "$passed" = "$before" ] && { [ "${CI:-}" ] || { [ -c /dev/fuse ] && [ "$(id -u)" = 0 ]; }; }; then
+		echo "$v/mount: nothing was mounted: all scripts skip"
+		failed=$((failed + 1))
+		failures+=("$v/mount")
+	fi
 }
 
 [ -w . ] || { echo "check.sh: $root is not writable" >&2; exit 1; }
@@ -226,6 +233,7 @@ run layering 60 tests/layering.sh
 run docs 60 tests/docs.sh build/release
 run golden 60 tests/golden.sh build/release
 run install 120 tests/install.sh build/release
+run skips 60 tests/skips.sh build/release
 unit release
 unit asan
 unit tsan

@@ -20,7 +20,7 @@ tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 root=$tmp/root
 lib=/usr/lib/triplet
-make() { env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make --no-print-directory "B=$build" "$@"; }
+make() { env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u V make --no-print-directory "B=$build" "$@"; }
 directories=("DESTDIR=$root" PREFIX=/usr SBINDIR=/usr/sbin "LIBDIR=$lib")
 
 if ! make install "${directories[@]}" >"$tmp/log" 2>&1; then
@@ -190,6 +190,21 @@ check "completion: a device" proposes "bitdelta distill --device cu" cuda
 check "completion: a text" proposes "bitdelta eval --text $tmp/heade" "$tmp/header.cc"
 check "completion: a fine-tune" proposes "bitdelta eval --fine $tmp/di" "$tmp/dir"
 check "completion: a directory" proposes "bitdelta import --base $tmp/di" "$tmp/dir"
+
+# --- make ---
+
+phony=$(sed -nE 's/^\.PHONY: *//p' Makefile)
+help=$(make help)
+unnamed=$(for t in $phony; do
+	case $t in all | tests) continue ;; esac
+	grep -qE "(^|; ) *make $t( |$)" <<<"$help" || echo "$t"
+done)
+if [ -z "$unnamed" ]; then ok "make help has all targets"; else bad "make help lacks ${unnamed//$'\n'/ }"; fi
+json=$tmp/quiet/delta/json.o
+quiet() { rm -f "$json"; make "B=$tmp/quiet" "$@" "$json"; }
+check "a build is quiet" [ "$(quiet 2>&1)" = "  CC      delta/json.c" ]
+check "V=1 shows its command lines" grep -q -- ' -c -o .*json.o delta/json.c$' <(quiet V=1)
+check "make -s is silent" [ -z "$(quiet -s 2>&1)" ]
 
 # --- and away again ---
 
