@@ -527,7 +527,7 @@ static void end(struct import *im)
 	for (size_t i = 0; i < im->plan.item_count; i++)
 		bd_item_drop(&im->plan.items[i]);
 	for (size_t i = 0; im->plan.delta && i < im->plan.delta->file_count; i++)
-		im->plan.delta->files[i].st = NULL; /* the checkpoint's */
+		im->plan.delta->files[i].st = NULL; /* the checkpoint's; so the base's names stay too */
 	free(im->scales);
 	bd_policy_free(&im->plan.policy);
 	free(im->plan.items);

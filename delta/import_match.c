@@ -364,8 +364,8 @@ int bd_match_report(const struct bd_plan *plan, bool related, struct bd_error *e
 		explain(&r, why, sizeof(why));
 	if (!related)
 		rc = bd_error_set(err, -EINVAL, "%s has nothing in common with the base %s (no tensor of the same "
-				  "name and shape)%s%s; give the base that it was made from", o->fine, o->base,
-				  *why ? ": " : "", why);
+				  "name and shape)%s%s%s", o->fine, o->base, *why ? ": " : "", why,
+				  r.proposal_count ? "" : "; give the base that it was made from");
 	else if (r.bytes * 2 > r.worthy_bytes && !o->force)
 		rc = bd_error_set(err, -EINVAL, "%zu of %zu weights of %s (%s of %s) have no counterpart in the base "
 				  "%s and would be kept whole: %s; --force imports it all the same", r.count,

@@ -92,7 +92,7 @@ static void keep_base(struct bd_item *item, const struct bd_base_tensor *b, uint
 	item->base = b;
 	item->head = head;
 	if (strcmp(e->tensor->name, b->tensor->name) != 0)
-		e->base_name = (char *)b->tensor->name; /* borrowed */
+		e->base_name = (char *)b->tensor->name; /* borrowed, as the headers are */
 	e->base_dtype = b->tensor->dtype;
 	e->base_dims = b->tensor->dims;
 	e->base_shape = b->tensor->shape;
@@ -341,6 +341,9 @@ uint64_t bd_plan_header_bound(const struct bd_plan *plan)
 
 		data += f->st ? 8 * f->st->header_size : compressBound((uLong)f->size);
 	}
+	for (size_t i = 0; i < plan->item_count; i++)
+		if (plan->items[i].entry->base_name)
+			data += bd_container_name_bound(plan->items[i].entry->base_name);
 	bound = 8 + 160 + bd_container_entry_bound(10, BD_U8, NUMBER, data) +
 		bd_container_entry_bound(8, BD_F32, NUMBER, data);
 	for (size_t i = 0; i < plan->delta->file_count; i++)
