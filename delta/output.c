@@ -12,6 +12,7 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "file.h"
@@ -19,6 +20,7 @@
 
 #define TEMPORARY_SUFFIX ".tmp"
 #define RANDOM_DIGITS 6
+#define PATIENCE 1000 /* ms for others to look for leftovers */
 #define ASIDE 99 /* names for what could not take its own */
 #define EARLY_WRITEBACK ((size_t)1 << 20) /* bytes of a write that is worth starting at once */
 
@@ -32,12 +34,16 @@ static int is_leftover(const struct bd_output *o, const char *name)
 	       strcmp(name + 2 + n + RANDOM_DIGITS, TEMPORARY_SUFFIX) == 0;
 }
 
-/* Best effort: a leftover that a living writer holds is locked. */
+/* Best effort: a leftover that a living writer holds is locked, as is a directory in which one exchanges
+ * names. */
 static void remove_leftovers(struct bd_output *o)
 {
-	DIR *dir = opendir(o->directory);
+	DIR *dir;
 	struct dirent *entry;
 
+	if (flock(o->directory_fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+		return;
+	dir = opendir(o->directory);
 	while (dir && (entry = readdir(dir))) {
 		int fd;
 
@@ -53,6 +59,7 @@ static void remove_leftovers(struct bd_output *o)
 	}
 	if (dir)
 		closedir(dir);
+	flock(o->directory_fd, LOCK_UN);
 }
 
 static int choose_temporary(struct bd_output *o, struct bd_error *err)
@@ -358,6 +365,16 @@ static int give_back(struct bd_output *o, struct bd_occupant held)
 	return rc;
 }
 
+/* Until the end: what an exchange gives a temporary name is no leftover. */
+static void keep_leftovers(const struct bd_output *o)
+{
+	const struct timespec pause = { .tv_nsec = 1000000 };
+
+	for (int i = 0; i < PATIENCE && flock(o->directory_fd, LOCK_SH | LOCK_NB) < 0 &&
+	     errno == EWOULDBLOCK; i++)
+		nanosleep(&pause, NULL);
+}
+
 /* 0: the file has its name. -ECANCELED: WAS has it no more, and we not either. */
 static int take_name(struct bd_output *o, const struct bd_occupant *was, struct bd_error *err)
 {
@@ -368,6 +385,7 @@ static int take_name(struct bd_output *o, const struct bd_occupant *was, struct 
 		rc = rename_to_free(o, o->name);
 		return rc == -EEXIST ? -ECANCELED : rc < 0 ? fail_rename(o, rc, err) : 0;
 	}
+	keep_leftovers(o);
 	rc = look(o->directory_fd, o->name, &now);
 	if (rc == 0 && !same_occupant(&now, was))
 		return -ECANCELED;

@@ -388,7 +388,7 @@ static int finish(struct bdfs_command *c, char *const *positional, int count, st
 	int r;
 
 	if (count < 2)
-		return bd_error_set(err, -EINVAL, "%s missing", count ? "the mount point is"
+		return bd_error_set(err, -EINVAL, "%s missing", count ? "the base or the mount point is"
 				    : "the base and the mount point are");
 	if (count > 2)
 		return bd_error_set(err, -EINVAL, "\"%s\" is one argument too many", positional[2]);

@@ -27,20 +27,27 @@
 
 static struct bd_error err;
 
-/* What somebody else does just before the N-th rename with flags, from 1; and filesystems that know none. */
+/* What somebody else does just before the N-th rename with flags, from 1, and after each; and filesystems that
+ * know none. */
 static void (*meanwhile)(int n);
+static void (*afterwards)(void);
 static int renames;
 static bool no_flags;
 
 int renameat2(int from, const char *a, int to, const char *b, unsigned flags)
 {
+	int r;
+
 	if (no_flags) {
 		errno = EINVAL;
 		return -1;
 	}
 	if (meanwhile)
 		meanwhile(++renames);
-	return (int)syscall(SYS_renameat2, from, a, to, b, flags);
+	r = (int)syscall(SYS_renameat2, from, a, to, b, flags);
+	if (afterwards)
+		afterwards();
+	return r;
 }
 
 static struct bd_output *opened(const char *path)
@@ -364,6 +371,7 @@ static int replaced(void (*before)(void))
 	assert_int_equal(err.code, rc);
 	bd_output_close(o);
 	meanwhile = NULL;
+	afterwards = NULL;
 	return rc;
 }
 
@@ -455,11 +463,24 @@ static void three_come(int n) { if (n <= 3) comes(td_format("number %d", n)); }
 static void first_goes(int n) { if (n == 1) it_goes(); }
 static void comes_and_goes(int n) { if (n == 1) comes("first"); else if (n == 2) it_goes(); }
 
+/* Another writer begins, and removes what dead ones left. */
+static void others_begin(void) { bd_output_close(opened(place)); }
+
 static void races(void **state)
 {
 	char *dir = fresh("old");
 
 	(void)state;
+	afterwards = others_begin;
+	assert_int_equal(replaced(NULL), 0);
+	holds(place, "new");
+	assert_int_equal(entries(dir), 1);
+	dir = fresh("old");
+	meanwhile = first_comes;
+	afterwards = others_begin;
+	assert_int_equal(replaced(NULL), -ECANCELED);
+	kept(dir, "first", "file.new");
+	dir = fresh("old");
 	meanwhile = first_comes;
 	assert_int_equal(replaced(NULL), -ECANCELED);
 	kept(dir, "first", "file.new");
