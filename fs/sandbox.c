@@ -23,6 +23,8 @@
 
 #include "hub.h"
 
+#define LEVELS 16 /* of directories in a base, more than anybody has */
+
 /* --- what may be read --- */
 
 /* Is it among what is noted, with all below it? */
@@ -136,28 +138,37 @@ out:
 	return r;
 }
 
-/* What the links in a directory, with names ending with SUFFIX, lead to. */
-static int allow_links(struct bdfs_sandbox *s, const char *path, const char *suffix)
+/* DT_LNK, DT_DIR or something else; links are not followed. */
+static unsigned char type_of(DIR *dir, const struct dirent *entry)
+{
+	struct stat st;
+
+	if (entry->d_type != DT_UNKNOWN)
+		return entry->d_type;
+	return fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ? DT_UNKNOWN :
+	       IFTODT(st.st_mode);
+}
+
+/* What the links in a directory, with names ending with SUFFIX, lead to; and in those below it, DEPTH levels
+ * down. */
+static int allow_links(struct bdfs_sandbox *s, const char *path, const char *suffix, unsigned depth)
 {
 	const struct dirent *entry;
-	struct stat st;
+	unsigned char type;
 	char *name;
 	DIR *dir = opendir(path);
 	int r = 0;
 
 	while (dir && r == 0 && (entry = readdir(dir))) {
-		if (!has_suffix(entry->d_name, suffix))
-			continue;
-		if (entry->d_type != DT_LNK &&
-		    (entry->d_type != DT_UNKNOWN ||
-		     fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
-		     !S_ISLNK(st.st_mode)))
+		type = type_of(dir, entry);
+		if (!(type == DT_LNK && has_suffix(entry->d_name, suffix)) &&
+		    !(type == DT_DIR && depth && *entry->d_name != '.'))
 			continue;
 		if (asprintf(&name, "%s/%s", path, entry->d_name) < 0) {
 			r = -ENOMEM;
 			break;
 		}
-		r = allow_target(s, name);
+		r = type == DT_LNK ? allow_target(s, name) : allow_links(s, name, suffix, depth - 1);
 		free(name);
 	}
 	if (dir)
@@ -217,7 +228,7 @@ static int allow_base(struct bdfs_sandbox *s, const char *path)
 	if (r == 0)
 		r = allow_blobs(s, place.directory);
 	if (r == 0)
-		r = allow_links(s, place.directory, "");
+		r = allow_links(s, place.directory, "", LEVELS);
 	bd_hub_place_free(&place);
 	return r;
 }
@@ -243,7 +254,7 @@ static int allow_delta(struct bdfs_sandbox *s, const char *path)
 
 	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
 		r = allow_deltas(s, path);
-		return r < 0 ? r : allow_links(s, path, ".bdelta");
+		return r < 0 ? r : allow_links(s, path, ".bdelta", 0);
 	}
 	/* Where the file is replaced, if it is a link to elsewhere; but for one file not all there is. */
 	parent = !slash ? strdup(".") : strndup(path, slash == path ? 1 : (size_t)(slash - path));

@@ -152,6 +152,10 @@ static void bases(void **state)
 	leaves(base, NULL, base, config, "/etc/passwd", NULL);
 	td_link(base, "model.safetensors", td_text(weights, "1.safetensors", ""));
 	leaves(base, NULL, base, config, "/etc/passwd", weights, NULL);
+	/* Also those of links further down. */
+	td_link(td_mkdir(td_mkdir(base, "1_Pooling"), "below"), "config.json", "/etc/group");
+	td_link(td_mkdir(base, ".git"), "HEAD", "/etc/hostname");
+	leaves(base, NULL, base, config, "/etc/passwd", weights, "/etc/group", NULL);
 	leaves(td_path(dir, "none"), NULL, NULL);
 }
 
