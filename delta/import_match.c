@@ -179,6 +179,12 @@ static const char *most_alike(const struct report *r, const struct bd_tensor *t,
 	return best;
 }
 
+/* Whoever copies a proposal to a shell must not run what a stranger has put into a name. */
+static bool can_be_quoted(const struct proposal *p)
+{
+	return !memchr(p->name, '\'', p->from) && !memchr(p->base, '\'', p->to);
+}
+
 /* The rename that finds the most bytes of what is not found yet; false: none finds any. */
 static bool propose(struct report *r)
 {
@@ -195,7 +201,8 @@ static bool propose(struct report *r)
 			continue;
 		p.from = strlen(p.name) - common;
 		p.to = strlen(p.base) - common;
-		if (p.from && p.to && !strchr(p.name + p.from, '.')) /* "weight" alone says nothing */
+		/* "weight" alone says nothing. */
+		if ((p.from && p.to && !strchr(p.name + p.from, '.')) || !can_be_quoted(&p))
 			continue;
 		if (best->name && p.from == best->from && begins(p.name, best->name, p.from) &&
 		    p.to == best->to && begins(p.base, best->base, p.to))
@@ -313,9 +320,9 @@ static void explain(struct report *r, char *text, size_t room)
 			 "as it was before it was quantised", first->match->tensor->name,
 			 bd_dtype_name(first->match->tensor->dtype));
 	} else if (find_fused(r, &fine, &base)) {
-		snprintf(text, room, "it has %zu tensors like '" NAME "' where the base has %zu like '" NAME "' of as "
-			 "many numbers, so experts or projections are fused in one of them: save one with the "
-			 "library that wrote the other", fine.tensors, fine.example, base.tensors, base.example);
+		snprintf(text, room, "'" NAME "' and its like (%zu) have as many numbers as the base's '" NAME "' and its "
+			 "like (%zu), so one of the two fuses experts or projections: save one with the library that "
+			 "wrote the other", fine.example, fine.tensors, base.example, base.tensors);
 	} else {
 		snprintf(text, room, "names like '" NAME "' are not in the base, which has such as '" NAME "'", name,
 			 example_of_base(r));

@@ -263,6 +263,18 @@ static void several_renames(void **state)
 	SAYS(err.text, "--rename 'mod=x' renames no tensor");
 }
 
+/* What is proposed may be copied to a shell. */
+static void hostile_names(void **state)
+{
+	static const char *const fine[] = { "x'; touch y; '.layers.%d.q.weight", "x'; touch y; '.layers.%d.k.weight", NULL };
+	static const char *const base[] = { "layers.%d.q.weight", "layers.%d.k.weight", NULL };
+	struct place p = pair(base, fine);
+
+	(void)state;
+	refused(&p, (struct bd_import_options){ 0 });
+	assert_null(strstr(err.text, "--rename"));
+}
+
 /* ---- Weights without a counterpart ---- */
 
 static void a_part_is_missing(void **state)
@@ -355,15 +367,15 @@ static void fused(void **state)
 	td_safetensors(p.base, "model.safetensors", many, n, NULL);
 	td_safetensors(p.fine, "model.safetensors", one, 3, NULL);
 	refused(&p, (struct bd_import_options){ 0 });
-	SAYS(err.text, "2 of 3 weights", "2 tensors like 'model.layers.0.mlp.experts.", "12 like", "fused");
+	SAYS(err.text, "2 of 3 weights", "'model.layers.0.mlp.experts.", "like (2)", "like (12)", "fuses");
 	td_safetensors(p.base, "model.safetensors", one, 3, NULL);
 	td_safetensors(p.fine, "model.safetensors", many, n, NULL);
 	refused(&p, (struct bd_import_options){ 0 });
-	SAYS(err.text, "12 of 13 weights", "12 tensors like", "2 like 'model.layers.0.mlp.experts.", "fused");
+	SAYS(err.text, "12 of 13 weights", "like (12)", "the base's 'model.layers.0.mlp.experts.", "like (2)", "fuses");
 	td_safetensors(p.base, "model.safetensors", split, 4, NULL);
 	td_safetensors(p.fine, "model.safetensors", qkv, 2, NULL);
 	refused(&p, (struct bd_import_options){ 0 });
-	SAYS(err.text, "1 tensors like 'model.layers.0.qkv.weight' where the base has 3", "fused");
+	SAYS(err.text, "'model.layers.0.qkv.weight' and its like (1)", "like (3)", "fuses");
 }
 
 /* ---- Empty tensors ---- */
@@ -574,6 +586,7 @@ int main(void)
 		cmocka_unit_test(prefixes),
 		cmocka_unit_test(renamed_file),
 		cmocka_unit_test(several_renames),
+		cmocka_unit_test(hostile_names),
 		cmocka_unit_test(a_part_is_missing),
 		cmocka_unit_test(part_is_said),
 		cmocka_unit_test(fused),
