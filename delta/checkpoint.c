@@ -17,8 +17,8 @@
 #include "paths.h"
 #include "utf8.h"
 
-#define SINGLE "model.safetensors"
-#define INDEX  "model.safetensors.index.json"
+#define SINGLE BD_CHECKPOINT_SINGLE
+#define INDEX  BD_CHECKPOINT_INDEX
 
 /* Files that hold weights, or pickled training state that nobody loads with a model. */
 static const char *const weight_suffixes[] = {
@@ -30,7 +30,6 @@ struct load {
 	struct bd_checkpoint *c;
 	struct dirent **entries; /* in order of name */
 	int entry_count;
-	bool indexed;            /* model.safetensors.index.json is used */
 	struct bd_index index;
 	struct bd_error *err;
 };
@@ -53,18 +52,6 @@ static const char *weight_suffix(const char *name)
 		if (ends_with(name, weight_suffixes[i]))
 			return weight_suffixes[i];
 	return NULL;
-}
-
-/* The index of weights in several files: "WEIGHTS.index.json", "WEIGHTS.index.fp16.json". */
-static bool is_weight_index(const char *name)
-{
-	const char *dot = strstr(name, ".index.");
-	char weights[NAME_MAX + 1];
-
-	if (!dot || !ends_with(name, ".json"))
-		return false;
-	snprintf(weights, sizeof(weights), "%.*s", (int)(dot - name), name);
-	return weight_suffix(weights) != NULL;
 }
 
 static int entry_by_name(const struct dirent **a, const struct dirent **b)
@@ -175,10 +162,10 @@ static int explain_dangling(const struct load *l, const char *path)
 /* The same of a shard. */
 static int explain_absent(const struct load *l, const char *path)
 {
-	const char *other = l->indexed ? find_unlisted(l) : NULL;
+	const char *other = l->c->indexed ? find_unlisted(l) : NULL;
 	struct stat st;
 
-	if (!l->indexed || lstat(path, &st) == 0)
+	if (!l->c->indexed || lstat(path, &st) == 0)
 		return explain_dangling(l, path);
 	if (other)
 		return bd_error_set(l->err, -EINVAL, "%s: is not there, although " INDEX " lists it, and %s, "
@@ -227,7 +214,7 @@ static int shard_by_name(const void *a, const void *b)
 static int open_shards(struct load *l)
 {
 	struct bd_checkpoint *c = l->c;
-	size_t n = l->indexed ? l->index.shard_count : 1;
+	size_t n = l->c->indexed ? l->index.shard_count : 1;
 	int rc;
 
 	c->shards = calloc(n, sizeof(*c->shards));
@@ -236,7 +223,7 @@ static int open_shards(struct load *l)
 	for (; c->shard_count < n; c->shard_count++) {
 		struct bd_shard *shard = &c->shards[c->shard_count];
 
-		shard->name = strdup(l->indexed ? l->index.shards[c->shard_count] : SINGLE);
+		shard->name = strdup(l->c->indexed ? l->index.shards[c->shard_count] : SINGLE);
 		if (!shard->name)
 			return no_memory(l);
 	}
@@ -316,7 +303,7 @@ static int name_tensor(struct load *l, const struct bd_shard *shard, size_t k,
 	const char *name = shard->st->tensors[k].name, *listed = NULL;
 	uint32_t number = (uint32_t)(shard->first + k), before;
 
-	if (l->indexed) {
+	if (l->c->indexed) {
 		listed = bd_index_shard(&l->index, name);
 		if (!listed)
 			count(&found->unlisted, &found->first_unlisted, name);
@@ -389,112 +376,10 @@ static int name_tensors(struct load *l)
 			if (rc)
 				return rc;
 		}
-	if (!l->indexed)
+	if (!l->c->indexed)
 		return 0;
 	hold_against_index(l, &found);
 	return note_differences(l, &found);
-}
-
-/* Why a file is not taken, judged by its name; NULL where it may be. */
-static const char *why_not_name(const struct load *l, const char *name)
-{
-	const char *suffix = weight_suffix(name);
-
-	if (!bd_name_is_component(name, strlen(name)))
-		return "not a valid name (UTF-8 without control characters)";
-	if (name[0] == '.' && ends_with(name, ".lock"))
-		return "lock file";
-	if (ends_with(name, ".incomplete"))
-		return "unfinished download";
-	if (ends_with(name, ".bdelta")) /* perhaps of this very model */
-		return "a .bdelta file";
-	if (suffix && strcmp(suffix, ".safetensors") == 0)
-		return l->indexed ? "weights that " INDEX " does not list" :
-				    "weights besides " SINGLE;
-	if (suffix)
-		return "weights or training state in another format";
-	if (strcmp(name, INDEX) == 0)
-		return l->indexed ? NULL : "index of shards, but " SINGLE " is there";
-	if (is_weight_index(name))
-		return "index of weights that are not taken";
-	return NULL;
-}
-
-/* The same after a look at the file. A dangling link is remembered: of a base nobody needs the file,
- * of a fine-tune it would be lost. */
-static int why_not_file(struct load *l, const char *name, const char **why)
-{
-	char *path;
-	struct stat st;
-	int rc;
-
-	*why = NULL;
-	if (asprintf(&path, "%s/%s", l->c->path, name) < 0)
-		return no_memory(l);
-	rc = stat(path, &st) < 0 ? -errno : 0;
-	if (rc == -ENOENT || rc == -ELOOP) {
-		*why = "link to a file that is not there";
-		rc = 0;
-		if (!l->c->dangling) {
-			l->c->dangling = path;
-			return 0;
-		}
-	} else if (rc) {
-		bd_error_set(l->err, rc, "%s: cannot be examined: %s", path, strerror(-rc));
-	} else if (S_ISDIR(st.st_mode)) {
-		*why = "directory";
-	} else if (!S_ISREG(st.st_mode)) {
-		*why = "not a regular file";
-	} else if (st.st_size > (off_t)BD_MAX_SIDECAR) {
-		*why = "larger than 64 MiB";
-	}
-	free(path);
-	return rc;
-}
-
-/* "NAME: why", fit for a terminal. */
-static char *skip_text(const char *name, const char *why)
-{
-	char *text;
-
-	if (asprintf(&text, "%s: %s", name, why) < 0)
-		return NULL;
-	bd_utf8_make_plain(text);
-	return text;
-}
-
-/* Sort the other files into those that belong to the model and those that do not. */
-static int collect_files(struct load *l)
-{
-	struct bd_checkpoint *c = l->c;
-	size_t n = (size_t)l->entry_count;
-
-	c->sidecars = calloc(n, sizeof(*c->sidecars));
-	c->skipped = calloc(n, sizeof(*c->skipped));
-	if (!c->sidecars || !c->skipped)
-		return no_memory(l);
-	for (size_t i = 0; i < n; i++) {
-		struct bd_shard wanted = { .name = l->entries[i]->d_name };
-		const char *name = wanted.name, *why = why_not_name(l, name);
-		char **slot;
-		int rc = 0;
-
-		if (bsearch(&wanted, c->shards, c->shard_count, sizeof(wanted), shard_by_name))
-			continue;
-		if (!why)
-			rc = why_not_file(l, name, &why);
-		if (rc)
-			return rc;
-		slot = why ? &c->skipped[c->skipped_count] : &c->sidecars[c->sidecar_count];
-		*slot = why ? skip_text(name, why) : strdup(name);
-		if (!*slot)
-			return no_memory(l);
-		if (why)
-			c->skipped_count++;
-		else
-			c->sidecar_count++;
-	}
-	return 0;
 }
 
 static int load(struct load *l, const char *path)
@@ -516,15 +401,13 @@ static int load(struct load *l, const char *path)
 	if (!has_entry(l, SINGLE)) {
 		if (!has_entry(l, INDEX))
 			return explain_no_weights(l);
-		l->indexed = true;
+		l->c->indexed = true;
 		rc = read_index(l);
 	}
 	if (rc == 0)
 		rc = open_shards(l);
 	if (rc == 0)
 		rc = name_tensors(l);
-	if (rc == 0)
-		rc = collect_files(l);
 	return rc;
 }
 
@@ -558,18 +441,11 @@ void bd_checkpoint_close(struct bd_checkpoint *c)
 		bd_file_close(c->shards[i].file);
 		free(c->shards[i].name);
 	}
-	for (size_t i = 0; i < c->sidecar_count; i++)
-		free(c->sidecars[i]);
-	for (size_t i = 0; i < c->skipped_count; i++)
-		free(c->skipped[i]);
 	for (size_t i = 0; i < c->note_count; i++)
 		free(c->notes[i]);
 	bd_name_table_free(c->names);
 	free(c->notes);
-	free(c->dangling);
 	free(c->shards);
-	free(c->sidecars);
-	free(c->skipped);
 	free(c->path);
 	free(c->label);
 	free(c->revision);

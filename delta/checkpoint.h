@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* checkpoint.h: a model directory: its shards, its tensors by name, its other files.
+/* checkpoint.h: a model directory: its shards and its tensors by name (sidecars.h: its other files).
  *
  * A checkpoint is a directory with model.safetensors, or with model.safetensors.index.json and the
  * shards that it lists, or an entry of a Hugging Face cache: `models--org--name` (then the snapshot
@@ -14,8 +14,8 @@
 
 #include "safetensors.h"
 
-/* Files besides the weights are taken up to this size. */
-#define BD_MAX_SIDECAR (64u << 20)
+#define BD_CHECKPOINT_SINGLE "model.safetensors"
+#define BD_CHECKPOINT_INDEX  "model.safetensors.index.json"
 
 struct bd_shard {
 	char *name; /* one path component */
@@ -31,13 +31,9 @@ struct bd_checkpoint {
 	struct bd_shard *shards; /* in order of name */
 	size_t shard_count;
 	uint64_t tensor_count, tensor_bytes;
-	char **sidecars;   /* names of the other files that belong to the model, in order of name */
-	size_t sidecar_count;
-	char **skipped;    /* "NAME: why" for what lies there and is not taken, in order of name */
-	size_t skipped_count;
+	bool indexed;      /* the index lists the shards; else there is the single file */
 	char **notes;      /* where the index and the shards differ, a line each */
 	size_t note_count;
-	char *dangling;    /* path of the first link to a file that is not there; NULL if none */
 	struct bd_name_table *names; /* private: name -> number, counted through all shards */
 };
 

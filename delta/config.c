@@ -6,8 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "json.h"
+#include "sidecars.h"
 
 #define CONFIG "config.json"
 #define MAX_CONFIG ((size_t)16 << 20)
@@ -195,9 +197,14 @@ int bd_config_read(struct bd_config *config, const struct bd_checkpoint *c, stru
 	rc = read_json(config, c, err);
 	if (rc == 0 && config->vocabulary_count == 0)
 		rc = read_tokenizer(config, c, err);
-	for (size_t i = 0; i < sizeof(quantisers) / sizeof(*quantisers); i++)
-		for (size_t s = 0; s < c->sidecar_count; s++)
-			config->quantised |= strcmp(c->sidecars[s], quantisers[i]) == 0;
+	for (size_t i = 0; rc == 0 && i < sizeof(quantisers) / sizeof(*quantisers); i++) {
+		char *path;
+
+		if (asprintf(&path, "%s/%s", c->path, quantisers[i]) < 0)
+			return out_of_memory(c, err);
+		config->quantised |= access(path, F_OK) == 0;
+		free(path);
+	}
 	return rc;
 }
 

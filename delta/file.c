@@ -347,6 +347,13 @@ bool bd_file_same(const struct stat *frozen, const struct stat *now)
 	return bd_file_unwritten(frozen, now) && same_time(frozen->st_ctim, now->st_ctim);
 }
 
+bool bd_file_is_pointer(const char *data, size_t size)
+{
+	const size_t length = strlen(BD_LFS_POINTER_BEGIN);
+
+	return size >= length && memcmp(data, BD_LFS_POINTER_BEGIN, length) == 0;
+}
+
 int bd_file_slurp(const char *path, size_t limit, char **data, size_t *size, struct bd_error *err)
 {
 	struct bd_file *file = NULL;

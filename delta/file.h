@@ -88,6 +88,11 @@ bool bd_file_unwritten(const struct stat *then, const struct stat *now);
 /* The same and ctime. */
 bool bd_file_same(const struct stat *frozen, const struct stat *now);
 
+/* Is it a pointer of Git LFS, which stands for the file where that was not fetched, that begins with these bytes? */
+#define BD_LFS_POINTER "a Git LFS pointer and not the file itself; run `git lfs pull` in its repository"
+#define BD_LFS_POINTER_BEGIN "version https://git-lfs.github.com/spec/"
+bool bd_file_is_pointer(const char *data, size_t size);
+
 /* Read a whole small file (at most `limit` bytes, else -EFBIG) and check it. *data is malloced, and
  * a NUL byte follows its *size bytes; NULL after an error. */
 int bd_file_slurp(const char *path, size_t limit, char **data, size_t *size, struct bd_error *err);

@@ -312,21 +312,49 @@ static int store_scales(struct import *im, struct bd_error *err)
 	return bd_store_scales(im->container, im->scales, im->scale_count, err);
 }
 
-static int store_sidecar(struct import *im, struct bd_delta_file *f, struct bd_error *err)
+/* A file that is too large for memory, as it is. */
+static int store_plain(struct import *im, struct bd_delta_file *f, const char *path, struct bd_error *err)
 {
-	char *path = NULL, *plain = NULL;
-	size_t size;
-	int rc;
+	struct bd_file *file;
+	uint64_t offset = 0;
+	int rc = bd_file_open(&file, path, err);
 
-	if (asprintf(&path, "%s/%s", im->plan.fine->path, f->name) < 0)
-		return out_of_memory(im, err);
-	rc = bd_file_slurp(path, BD_MAX_SIDECAR, &plain, &size, err);
+	if (rc < 0)
+		return rc;
+	f->size = file->size;
+	rc = bd_container_place(im->container, "plain", f->name, BD_U8, 1, &f->size, f->size, &offset, err);
+	if (rc == 0)
+		rc = bd_store_copy(im->container, file, 0, f->size, offset, BD_U8, NULL, im->look.stop,
+				   f->xxh128, err);
+	if (rc == 0)
+		rc = bd_file_check(file, err);
+	bd_file_close(file);
+	return rc;
+}
+
+static int store_packed(struct import *im, struct bd_delta_file *f, const char *path, struct bd_error *err)
+{
+	char *plain = NULL;
+	size_t size;
+	int rc = bd_file_slurp(path, BD_MAX_SIDECAR, &plain, &size, err);
+
 	if (rc == 0) {
 		f->size = size;
 		bd_hash_data(plain, size, f->xxh128);
 		rc = bd_store_file(im->container, f->name, plain, size, err);
 	}
 	free(plain);
+	return rc;
+}
+
+static int store_sidecar(struct import *im, struct bd_delta_file *f, struct bd_error *err)
+{
+	char *path;
+	int rc;
+
+	if (asprintf(&path, "%s/%s", im->plan.fine->path, f->name) < 0)
+		return out_of_memory(im, err);
+	rc = f->plain ? store_plain(im, f, path, err) : store_packed(im, f, path, err);
 	free(path);
 	return rc;
 }
@@ -534,6 +562,7 @@ static void end(struct import *im)
 	free(im->queue);
 	bd_delta_close(im->plan.delta);
 	bd_container_close(im->container);
+	bd_sidecars_free(&im->plan.sidecars);
 	bd_checkpoint_close(im->plan.fine);
 	bd_base_close(im->plan.base);
 	pthread_mutex_destroy(&im->lock);
@@ -545,6 +574,23 @@ static void note_all(const struct bd_import_options *options, const char *role,
 {
 	for (size_t i = 0; i < c->note_count; i++)
 		bd_import_note(options, "%s: %s", role, c->notes[i]);
+}
+
+static int list_sidecars(struct import *im, struct bd_error *err)
+{
+	const struct bd_import_options *o = im->options;
+	struct bd_sidecars *s = &im->plan.sidecars;
+	int rc = bd_sidecars_list(s, im->plan.fine, o->file_rules, o->file_rule_count, err);
+
+	if (rc == 0 && s->lost)
+		rc = bd_error_set(err, -EINVAL, "%s", s->lost);
+	if (rc < 0) {
+		bd_error_prefix(err, "fine-tune");
+		return rc;
+	}
+	for (size_t i = 0; i < s->note_count; i++)
+		bd_import_note(o, "not taken: %s", s->notes[i]);
+	return 0;
 }
 
 int bd_import(const struct bd_import_options *options, struct bd_error *err)
@@ -573,15 +619,11 @@ int bd_import(const struct bd_import_options *options, struct bd_error *err)
 		goto out;
 	}
 	note_all(options, "fine-tune", im.plan.fine);
-	if (im.plan.fine->dangling) {
-		rc = bd_error_set(err, -EINVAL, "fine-tune: %s is a link to a file that is not there; download "
-				  "the model again or remove the link", im.plan.fine->dangling);
+	rc = list_sidecars(&im, err);
+	if (rc < 0)
 		goto out;
-	}
 	note_replaced(options);
 	note_mounted(&im);
-	for (size_t i = 0; i < im.plan.fine->skipped_count; i++)
-		bd_import_note(options, "not taken: %s", im.plan.fine->skipped[i]);
 	rc = describe(&im, err);
 	if (rc == 0)
 		rc = bd_plan_make(&im.plan, err);

@@ -11,6 +11,7 @@
 #include "delta.h"
 #include "parallel.h"
 #include "policy.h"
+#include "sidecars.h"
 
 enum bd_scale {
 	BD_SCALE_TENSOR, /* one scale: mean |d|, as published (BitDelta, section 3.1) */
@@ -39,6 +40,8 @@ struct bd_import_options {
 	double attenuation; /* 0: for each tensor what fits its change, BD_ATTENUATION at most */
 	const struct bd_rule *rules; /* after the defaults of policy.h, the last match decides */
 	size_t rule_count;
+	const struct bd_file_rule *file_rules; /* after the defaults of sidecars.h */
+	size_t file_rule_count;
 	const struct bd_rename *renames;
 	size_t rename_count;
 	unsigned threads; /* 0: one per core */

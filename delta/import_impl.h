@@ -37,6 +37,7 @@ struct bd_plan {
 	const struct bd_import_options *options;
 	struct bd_base *base;
 	struct bd_checkpoint *fine;
+	struct bd_sidecars sidecars; /* of the fine-tune */
 	struct bd_policy policy; /* to be freed, whatever becomes of the plan */
 	struct bd_delta *delta;  /* being built; the headers of its files are borrowed from `fine` */
 	struct bd_item *items;   /* all tensors in the order of the manifest; malloced */

@@ -220,6 +220,7 @@ static int sidecar_size(const struct bd_checkpoint *c, struct bd_delta_file *f, 
 		rc = bd_error_set(err, -errno, "%s: %s", path, strerror(errno));
 	else
 		f->size = (uint64_t)st.st_size;
+	f->plain = f->size > BD_MAX_SIDECAR;
 	free(path);
 	return rc;
 }
@@ -228,18 +229,19 @@ static int sidecar_size(const struct bd_checkpoint *c, struct bd_delta_file *f, 
 static int plan_files(struct bd_plan *plan, struct bd_error *err)
 {
 	struct bd_checkpoint *fine = plan->fine;
+	const struct bd_sidecars *sidecars = &plan->sidecars;
 	struct bd_delta *d = plan->delta;
 	const char *one, *other;
 	int rc;
 
-	d->files = calloc(fine->shard_count + fine->sidecar_count, sizeof(*d->files));
+	d->files = calloc(fine->shard_count + sidecars->count, sizeof(*d->files));
 	if (!d->files)
 		return out_of_memory(plan, err);
-	for (size_t i = 0; i < fine->shard_count + fine->sidecar_count; i++) {
+	for (size_t i = 0; i < fine->shard_count + sidecars->count; i++) {
 		struct bd_delta_file *f = &d->files[d->file_count++];
 		bool shard = i < fine->shard_count;
 
-		f->name = strdup(shard ? fine->shards[i].name : fine->sidecars[i - fine->shard_count]);
+		f->name = strdup(shard ? fine->shards[i].name : sidecars->paths[i - fine->shard_count]);
 		if (!f->name)
 			return out_of_memory(plan, err);
 		if (!shard) {
@@ -349,7 +351,7 @@ uint64_t bd_plan_header_bound(const struct bd_plan *plan)
 	for (size_t i = 0; i < plan->delta->file_count; i++)
 		if (!plan->delta->files[i].st)
 			bound += bd_container_entry_bound(
-				bd_container_name_bound(plan->delta->files[i].name) + 5, BD_U8, NUMBER, data);
+				bd_container_name_bound(plan->delta->files[i].name) + strlen("plain/"), BD_U8, NUMBER, data);
 	for (size_t i = 0; i < plan->item_count; i++) {
 		const struct bd_item *item = &plan->items[i];
 		const struct bd_tensor *t = item->entry->tensor;

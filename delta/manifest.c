@@ -11,6 +11,7 @@
 #include "json.h"
 #include "names.h"
 #include "paths.h"
+#include "sidecars.h"
 #include "sign.h"
 #include "utf8.h"
 

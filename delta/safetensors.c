@@ -31,8 +31,7 @@
 static const struct {
 	const char *start, *what;
 } foreign[] = {
-	{ "version https://git-lfs.github.com/spec/",
-	  "a Git LFS pointer and not the file itself; run `git lfs pull` in its repository" },
+	{ BD_LFS_POINTER_BEGIN, BD_LFS_POINTER },
 	{ "GGUF", "a GGUF file; what is needed here is the safetensors checkpoint that it was made from" },
 	{ "PK\3\4", "a zip archive, such as pickled weights, and no safetensors; convert them first" },
 	{ "\200\2", "pickled and no safetensors; convert it first" },

@@ -57,16 +57,17 @@ int bdfs_base_open(struct bdfs_base **out, const char *path, struct bd_error *er
 	atomic_init(&b->users, 1);
 	b->path = bdfs_absolute(path);
 	r = b->path ? bd_base_open(&b->base, path, err) : no_memory(err);
+	if (r == 0)
+		r = bd_sidecars_list(&b->sidecars, b->base->checkpoint, NULL, 0, err);
 	if (r < 0) {
-		free(b->path);
-		free(b);
+		bdfs_base_put(b);
 		return r;
 	}
 	c = b->base->checkpoint;
 	for (size_t i = 0; i < c->shard_count; i++)
 		b->bytes += c->shards[i].file->size;
-	for (size_t i = 0; i < c->sidecar_count; i++)
-		b->bytes += size_below(c->path, c->sidecars[i]);
+	for (size_t i = 0; i < b->sidecars.count; i++)
+		b->bytes += size_below(c->path, b->sidecars.paths[i]);
 	*out = b;
 	return 0;
 }
@@ -75,6 +76,7 @@ void bdfs_base_put(struct bdfs_base *b)
 {
 	if (!b || atomic_fetch_sub(&b->users, 1) != 1)
 		return;
+	bd_sidecars_free(&b->sidecars);
 	bd_base_close(b->base);
 	free(b->path);
 	free(b);
@@ -206,6 +208,7 @@ int bdfs_model_of_base(struct bdfs_model **out, struct bdfs_base *base, enum bdf
 			 struct bd_error *err)
 {
 	const struct bd_checkpoint *c = base->base->checkpoint;
+	const struct bd_sidecars *sidecars = &base->sidecars;
 	size_t n = strlen(c->label), count = 0;
 	char *name = malloc(2 * n + 1), *to = name;
 	struct bdfs_model *m = NULL;
@@ -218,7 +221,7 @@ int bdfs_model_of_base(struct bdfs_model **out, struct bdfs_base *base, enum bdf
 	}
 	if (name) {
 		*to = '\0';
-		m = model_new(name, base->path, layout, base, c->shard_count + c->sidecar_count);
+		m = model_new(name, base->path, layout, base, c->shard_count + sidecars->count);
 	}
 	free(name);
 	if (!m)
@@ -230,13 +233,13 @@ int bdfs_model_of_base(struct bdfs_model **out, struct bdfs_base *base, enum bdf
 		snprintf(m->revision, sizeof(m->revision), "%.32s%.8s", base->base->digest,
 			 base->base->digest);
 	/* Two ascending lists become one. */
-	for (size_t s = 0, o = 0; r == 0 && s + o < c->shard_count + c->sidecar_count; ) {
-		bool shard = o == c->sidecar_count || (s < c->shard_count &&
-						       strcmp(c->shards[s].name, c->sidecars[o]) < 0);
+	for (size_t s = 0, o = 0; r == 0 && s + o < c->shard_count + sidecars->count; ) {
+		bool shard = o == sidecars->count || (s < c->shard_count &&
+						       strcmp(c->shards[s].name, sidecars->paths[o]) < 0);
 		struct bdfs_file *f = &m->files[count++];
 		char *path = NULL;
 
-		f->name = strdup(shard ? c->shards[s].name : c->sidecars[o]);
+		f->name = strdup(shard ? c->shards[s].name : sidecars->paths[o]);
 		m->file_count = count;
 		if (!f->name)
 			r = no_memory(err);

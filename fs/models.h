@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 
 #include "log.h"
+#include "sidecars.h"
 #include "stats.h"
 #include "view.h"
 
@@ -39,6 +40,7 @@ struct bdfs_base {
 	atomic_uint users;
 	char *path;           /* absolute */
 	struct bd_base *base; /* owned */
+	struct bd_sidecars sidecars; /* its files besides the checkpoint's */
 	uint64_t bytes;       /* of its files */
 };
 

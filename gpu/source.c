@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sidecars.h"
 #include "sign.h"
 
 #define MAX_IDLE 64 /* scratches that are kept for the next read */
@@ -169,19 +170,14 @@ static int slurp(struct bdx_source *s, const char *name, char **data, size_t *si
 		 struct bd_error *err)
 {
 	const struct bd_checkpoint *c = s->checkpoint;
-	size_t i = 0;
 	char *path;
 	int rc;
 
-	while (i < c->sidecar_count && strcmp(c->sidecars[i], name) != 0)
-		i++;
-	if (i == c->sidecar_count)
-		return no_file(s, name, err);
 	if (asprintf(&path, "%s/%s", c->path, name) < 0)
 		return bd_error_set(err, -ENOMEM, "%s: out of memory", c->path);
 	rc = bd_file_slurp(path, BD_MAX_SIDECAR, data, size, err);
 	free(path);
-	return rc;
+	return rc == -ENOENT ? no_file(s, name, err) : rc;
 }
 
 int bdx_source_file(struct bdx_source *s, const char *name, char **data, size_t *size,

@@ -12,6 +12,7 @@
 #include "cli.h"
 #include "file.h"
 #include "mounts.h"
+#include "sidecars.h"
 #include "summary.h"
 
 static const char help[] =
@@ -195,24 +196,27 @@ static void add_argument(struct df *df, const char *path)
 static void add_base(struct df *df, const char *path)
 {
 	struct bd_checkpoint *c = NULL;
+	struct bd_sidecars sidecars = { 0 };
 	struct bd_error err = { 0 };
 	struct row row = { 0 };
 	struct stat st;
 	char *file, *real;
 
-	if (bd_checkpoint_open(&c, path, &err) < 0) {
+	if (bd_checkpoint_open(&c, path, &err) < 0 || bd_sidecars_list(&sidecars, c, NULL, 0, &err) < 0) {
+		bd_checkpoint_close(c);
 		fail(df, &err);
 		return;
 	}
 	for (size_t i = 0; i < c->shard_count; i++)
 		row.shown += c->shards[i].file->size;
-	for (size_t i = 0; i < c->sidecar_count; i++) {
-		if (asprintf(&file, "%s/%s", c->path, c->sidecars[i]) < 0)
+	for (size_t i = 0; i < sidecars.count; i++) {
+		if (asprintf(&file, "%s/%s", c->path, sidecars.paths[i]) < 0)
 			continue;
 		if (stat(file, &st) == 0)
 			row.shown += (uint64_t)st.st_size;
 		free(file);
 	}
+	bd_sidecars_free(&sidecars);
 	real = realpath(c->path, NULL);
 	row.stored = row.shown;
 	row.name = c->label;

@@ -27,6 +27,8 @@ static const char help[] =
 "  --attenuation F      factor on the closed-form scales (default: what fits each tensor, up to 1.4)\n"
 "  --sign GLOB          also code tensors of these names by signs; may repeat\n"
 "  --raw GLOB           keep tensors of these names exact; may repeat, the last match decides\n"
+"  --keep GLOB          also keep files whose path in FINE matches, such as 'original' or 'onnx/*'; may repeat\n"
+"  --omit GLOB          leave such files out; of both the last match decides\n"
 "  --rename OLD=NEW     look for the tensors of FINE that begin with OLD under NEW in BASE, if only the\n"
 "                       prefix differs; either may be empty; may repeat, the longest OLD decides\n"
 "  --no-clobber         keep a FILE that is there: refuse to replace it\n"
@@ -45,6 +47,8 @@ static const char help[] =
 "Tensors that are bit-identical to BASE's cost nothing; embeddings, output heads, norms, biases,\n"
 "small tensors and quantised weights are kept exactly; the other weights become signs and\n"
 "scales, which is lossy.\n"
+"The other files of FINE are kept exactly, subdirectories too, but for second copies of the weights,\n"
+"the state of its training and what is larger than 64 MiB.\n"
 "An import that fails or is interrupted leaves the old FILE or nothing. Once FILE is there its scales\n"
 "are refined until its outputs are close to FINE's, on a GPU where there is one, or where that takes\n"
 "minutes; interrupted then, FILE stays, with closed-form scales. What others put in its place meanwhile\n"
@@ -53,6 +57,7 @@ static const char help[] =
 struct arguments {
 	struct bd_import_options options;
 	struct bd_rule *rules;
+	struct bd_file_rule *files;
 	struct bd_rename *renames;
 	const char *wrong_rename; /* the first that is not OLD=NEW */
 	char *default_out;
@@ -116,6 +121,20 @@ static void take_sign(void *context, const char *glob)
 	struct arguments *a = context;
 
 	a->rules[a->options.rule_count++] = (struct bd_rule){ true, glob };
+}
+
+static void take_keep(void *context, const char *glob)
+{
+	struct arguments *a = context;
+
+	a->files[a->options.file_rule_count++] = (struct bd_file_rule){ true, glob };
+}
+
+static void take_omit(void *context, const char *glob)
+{
+	struct arguments *a = context;
+
+	a->files[a->options.file_rule_count++] = (struct bd_file_rule){ false, glob };
 }
 
 static void take_raw(void *context, const char *glob)
@@ -184,6 +203,8 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 		{ "attenuation", .value = &a->attenuation },
 		{ "sign", .take = take_sign, .context = a },
 		{ "raw", .take = take_raw, .context = a },
+		{ "keep", .take = take_keep, .context = a },
+		{ "omit", .take = take_omit, .context = a },
 		{ "rename", .take = take_rename, .context = a },
 		{ "no-clobber", .flag = &o->no_clobber },
 		{ "force", .flag = &o->force },
@@ -201,8 +222,9 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 	o->scale = BD_SCALE_RANK1;
 	bdx_distill_defaults(&a->distill);
 	o->rules = a->rules = calloc((size_t)argc, sizeof(*a->rules));
+	o->file_rules = a->files = calloc((size_t)argc, sizeof(*a->files));
 	o->renames = a->renames = calloc((size_t)argc, sizeof(*a->renames));
-	if (!a->rules || !a->renames) {
+	if (!a->rules || !a->files || !a->renames) {
 		*status = out_of_memory(command);
 		return false;
 	}
@@ -318,6 +340,7 @@ static int run(const struct command *command, int argc, char **argv)
 	for (size_t i = 0; i < a.options.rename_count; i++)
 		free((char *)a.renames[i].from);
 	free(a.renames);
+	free(a.files);
 	free(a.rules);
 	free(a.default_out);
 	return status;

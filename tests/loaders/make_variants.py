@@ -158,6 +158,11 @@ def variants():
     base = model("BF16")
     yield "loose-indices", base, tune(base), {"shards": 2, "loosen": loosen_base}, {"shards": 3, "loosen": loosen_fine}
 
+    base = model("BF16")
+    yield "subdirectories", base, tune(base), {"files": {"1_Pooling/config.json": b"{}"}}, {"files": {
+        "1_Pooling/config.json": b'{"pooling_mode_lasttoken": true}', "a/b/c": b"", "a/b-c": b"x", "a-b": b"\0\1",
+        "additional_chat_templates/tool_use.jinja": b"{{ messages }}", "colbert_linear.pt": b"PK\3\4" + bytes(2000)}}
+
     base = model("F16")
     fine = {n: t for n, t in tune(base).items() if "layers.1.mlp" not in n}
     fine["score.weight"] = weight("F16", 3, 72)

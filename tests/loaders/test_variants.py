@@ -5,7 +5,7 @@ Export, mount and the independent decoder must agree byte for byte; headers and 
 the fine-tune's own; what is not sign-coded must be the fine-tune's bits, and what is must be nearer to the
 fine-tune than the base is.
 """
-import json, os, shutil, subprocess, sys
+import glob, json, os, shutil, subprocess, sys
 
 import ml_dtypes
 import numpy as np
@@ -124,16 +124,17 @@ def check(name, base, fine, *options, plain_base=None, prefix=""):
     shutil.rmtree(top)
 
 
-def cache_entry(top, pair, revision="0123456789abcdef0123456789abcdef01234567"):
-    """The base as an entry of a Hugging Face cache."""
-    repo = os.path.join(top, "models--acme--base")
+def cache_entry(top, pair, which="base", revision="0123456789abcdef0123456789abcdef01234567"):
+    """One of the pair as an entry of a Hugging Face cache."""
+    repo = os.path.join(top, "models--acme--" + which)
     for d in "blobs", "refs", "snapshots/" + revision:
         os.makedirs(os.path.join(repo, d))
     with open(os.path.join(repo, "refs/main"), "w") as f:
         f.write(revision)
-    for i, name in enumerate(sorted(os.listdir(os.path.join(pair, "base")))):
-        shutil.copy(os.path.join(pair, "base", name), os.path.join(repo, "blobs", f"{i:064x}"))
-        os.symlink(f"../../blobs/{i:064x}", os.path.join(repo, "snapshots", revision, name))
+    for i, name in enumerate(files(os.path.join(pair, which))):
+        shutil.copy(os.path.join(pair, which, name), os.path.join(repo, "blobs", f"{i:064x}"))
+        os.makedirs(os.path.dirname(os.path.join(repo, "snapshots", revision, name)), exist_ok=True)
+        os.symlink("../" * name.count("/") + f"../../blobs/{i:064x}", os.path.join(repo, "snapshots", revision, name))
     return repo
 
 
@@ -165,5 +166,9 @@ for name, base, fine, base_options, fine_options in make_variants.variants():
             other = os.path.join(pair, "other")
             make_variants.save(other, {"module." + n: t for n, t in fine.items()}, **fine_options)
             check(name, base_dir, other, "--rename", "module.=", prefix="module.")
+    if name == "subdirectories":
+        with step("variant subdirectories of a cache entry"):
+            cache_entry(os.path.join(work, "cache"), pair, "fine")
+            check(name, base_dir, glob.glob(os.path.join(work, "cache/models--acme--fine/snapshots/*"))[0])
 
 finish()

@@ -87,8 +87,6 @@ static void single_file(void **state)
 	assert_ptr_equal(where, &c->shards[0]);
 	assert_non_null(bd_checkpoint_find(c, "a", NULL));
 	assert_null(bd_checkpoint_find(c, "c", &where));
-	LIST(c->sidecars, c->sidecar_count, );
-	LIST(c->skipped, c->skipped_count, );
 	bd_checkpoint_close(c);
 	bd_checkpoint_close(NULL);
 
@@ -98,71 +96,6 @@ static void single_file(void **state)
 	c = opened(dir);
 	assert_int_equal(c->tensor_count, 0);
 	assert_null(bd_checkpoint_find(c, "a", NULL));
-	bd_checkpoint_close(c);
-}
-
-/* Everything that may lie beside the weights. */
-static void other_files(void **state)
-{
-	char *dir = td_dir(), *path;
-	struct bd_checkpoint *c;
-
-	(void)state;
-	SHARD(dir, "model.safetensors", "a");
-	SHARD(dir, "model-00001-of-00002.safetensors", "a");
-	td_text(dir, INDEX, "not even JSON");
-	td_text(dir, "config.json", "{}");
-	td_text(dir, "tokenizer.json", "{}");
-	td_text(dir, "tokenizer.model", "\x01");
-	td_text(dir, "README.md", "");
-	td_text(dir, ".gitattributes", "");
-	td_text(dir, "name with space", "");
-	td_text(dir, "modell\xc3\xa9.txt", "");
-	td_link(dir, "linked.json", "config.json");
-	td_text(dir, "pytorch_model.bin", "");
-	td_text(dir, "pytorch_model.bin.index.json", "{}");
-	td_text(dir, "diffusion.safetensors.index.fp16.json", "{}");
-	td_text(dir, "optimizer.pt", "");
-	td_text(dir, "consolidated.00.pth", "");
-	td_text(dir, "x.ckpt", "");
-	td_text(dir, "x.gguf", "");
-	td_text(dir, "x.onnx", "");
-	td_text(dir, "flax_model.msgpack", "");
-	td_text(dir, "tf_model.h5", "");
-	td_text(dir, "rust_model.ot", "");
-	td_text(dir, "adapters.npz", "");
-	td_text(dir, "gguf", "a name, not an extension");
-	td_text(dir, ".model.safetensors.lock", "");
-	td_text(dir, "vocab.json.incomplete", "");
-	td_text(dir, "bad\033[31m", "");
-	td_text(dir, "bad\xff", "");
-	td_mkdir(dir, "original");
-	td_link(dir, "gone.bin", "nowhere");
-	assert_int_equal(mkfifo(td_path(dir, "fifo"), 0600), 0);
-	path = td_text(dir, "exactly", "");
-	assert_int_equal(truncate(path, 64 << 20), 0);
-	path = td_text(dir, "larger", "");
-	assert_int_equal(truncate(path, (64 << 20) + 1), 0);
-	c = opened(dir);
-	LIST(c->sidecars, c->sidecar_count, ".gitattributes", "README.md", "config.json", "exactly",
-	     "gguf", "linked.json", "modell\xc3\xa9.txt", "name with space", "tokenizer.json",
-	     "tokenizer.model",);
-#define OTHER ": weights or training state in another format"
-	LIST(c->skipped, c->skipped_count, ".model.safetensors.lock: lock file",
-	     "adapters.npz" OTHER,
-	     "bad?[31m: not a valid name (UTF-8 without control characters)",
-	     "bad?: not a valid name (UTF-8 without control characters)",
-	     "consolidated.00.pth" OTHER,
-	     "diffusion.safetensors.index.fp16.json: index of weights that are not taken",
-	     "fifo: not a regular file", "flax_model.msgpack" OTHER, "gone.bin" OTHER,
-	     "larger: larger than 64 MiB",
-	     "model-00001-of-00002.safetensors: weights besides model.safetensors",
-	     INDEX ": index of shards, but model.safetensors is there",
-	     "optimizer.pt" OTHER, "original: directory", "pytorch_model.bin" OTHER,
-	     "pytorch_model.bin.index.json: index of weights that are not taken",
-	     "rust_model.ot" OTHER, "tf_model.h5" OTHER, "vocab.json.incomplete: unfinished download",
-	     "x.ckpt" OTHER, "x.gguf" OTHER, "x.onnx" OTHER,);
-	assert_int_equal(c->shard_count, 1);
 	bd_checkpoint_close(c);
 }
 
@@ -190,7 +123,6 @@ static void shards(void **state)
 	struct bd_checkpoint *c;
 
 	(void)state;
-	SHARD(dir, "stray.safetensors", "a");
 	c = opened(dir);
 	assert_int_equal(c->shard_count, 2);
 	assert_string_equal(c->shards[0].name, "m-1.safetensors");
@@ -206,17 +138,9 @@ static void shards(void **state)
 		assert_ptr_equal(where, &c->shards[name[0] >= 'c']);
 	}
 	assert_null(bd_checkpoint_find(c, "f", NULL));
-	LIST(c->sidecars, c->sidecar_count, "config.json", INDEX,);
-	LIST(c->skipped, c->skipped_count, "stray.safetensors: weights that " INDEX
-	     " does not list",);
+	assert_true(c->indexed);
 	bd_checkpoint_close(c);
 
-	/* A .bdelta file that was written into the directory is not the model's. */
-	td_text(dir, "m.bdelta", "x");
-	c = opened(dir);
-	LIST(c->skipped, c->skipped_count, "m.bdelta: a .bdelta file",
-	     "stray.safetensors: weights that " INDEX " does not list",);
-	bd_checkpoint_close(c);
 	/* 0 stands for not known. */
 	c = opened(sharded("{\"metadata\":{\"total_size\":0},\"weight_map\":" GOOD_MAP "}"));
 	LIST(c->notes, c->note_count, );
@@ -396,19 +320,6 @@ static void bad_indexes(void **state)
 	refused(dir, -EINVAL, INDEX ": is a link to nowhere, which is not there");
 }
 
-/* tokenizer.json is a dangling link. */
-static void gone(const char *dir)
-{
-	struct bd_checkpoint *c;
-
-	assert_int_equal(bd_checkpoint_open(&c, dir, &err), 0);
-	assert_int_equal(c->sidecar_count, 0);
-	assert_int_equal(c->skipped_count, 1);
-	assert_string_equal(c->skipped[0], "tokenizer.json: link to a file that is not there");
-	assert_string_equal(c->dangling, td_path(dir, "tokenizer.json"));
-	bd_checkpoint_close(c);
-}
-
 /* Damage in a shard is reported with its path. */
 static void bad_shards(void **state)
 {
@@ -429,14 +340,6 @@ static void bad_shards(void **state)
 	dir = td_dir();
 	td_link(dir, "model.safetensors", "nowhere");
 	refused(dir, -EINVAL, "is a link to nowhere");
-	/* A file that belongs to the model and is gone: whoever needs it must look. */
-	dir = td_dir();
-	SHARD(dir, "model.safetensors", "a");
-	td_link(dir, "tokenizer.json", "nowhere");
-	gone(dir);
-	unlink(td_path(dir, "tokenizer.json"));
-	td_link(dir, "tokenizer.json", "tokenizer.json");
-	gone(dir);
 }
 
 /* Build a cache entry with the given snapshots; the weights are links into blobs. */
@@ -468,8 +371,6 @@ static void check_cached(const char *path, const char *label, const char *revisi
 	assert_string_equal(c->revision, revision);
 	assert_string_equal(strrchr(c->path, '/') + 1, revision);
 	assert_int_equal(c->tensor_count, 1);
-	LIST(c->sidecars, c->sidecar_count, "config.json",);
-	LIST(c->skipped, c->skipped_count, );
 	bd_checkpoint_close(c);
 }
 
@@ -654,7 +555,6 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(single_file),
-		cmocka_unit_test(other_files),
 		cmocka_unit_test(shards),
 		cmocka_unit_test(many_shards),
 		cmocka_unit_test(loose_indexes),

@@ -869,7 +869,7 @@ static void refuses(void **state)
 	td_link(p->base_path, "tokenizer.json", "nowhere");
 	imported(defaults, p->base_path, p->fine_path, p->out);
 	td_link(p->fine_path, "tokenizer.json", "nowhere");
-	refused(p, -EINVAL, "tokenizer.json is a link to a file that is not there", p->fine_path);
+	refused(p, -EINVAL, "tokenizer.json: is a link to a file that is not there", p->fine_path);
 	unlink(td_path(p->fine_path, "tokenizer.json"));
 	td_text(p->fine_path, "config.json", "{}");
 	td_text(p->fine_path, "Config.json", "{}");
