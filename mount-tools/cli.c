@@ -97,6 +97,10 @@ bool command_parse(const struct command *command, int argc, char **argv,
 		if (c < LONG)
 			for (i = 0; options[i].letter != c; )
 				i++;
+		if (!options[i].flag && !*optarg && !options[i].may_be_empty) {
+			*status = command_usage(command, "the value of --%s is empty", options[i].name);
+			return false;
+		}
 		if (options[i].flag)
 			*options[i].flag = true;
 		else if (options[i].value)
@@ -104,6 +108,11 @@ bool command_parse(const struct command *command, int argc, char **argv,
 		else
 			options[i].take(options[i].context, optarg);
 	}
+	for (i = optind; i < argc; i++)
+		if (!*argv[i]) {
+			*status = command_usage(command, "an argument is empty");
+			return false;
+		}
 	return true;
 }
 

@@ -39,6 +39,7 @@ struct command_option {
 	const char **value; /* set to the value; the last one decides */
 	void (*take)(void *context, const char *value); /* called for each value, in order */
 	void *context;
+	bool may_be_empty;  /* other values may not: mostly, a variable of a script has none */
 };
 
 /* Read the options (and -h, --help, which every command has); then optind is the first of the other

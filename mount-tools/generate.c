@@ -71,7 +71,7 @@ static int run(const struct command *command, int argc, char **argv)
 	struct arguments a = { 0 };
 	const struct command_option options[] = {
 		{ "base", .value = &a.options.base },
-		{ "prompt", 'p', .value = &a.options.prompt },
+		{ "prompt", 'p', .value = &a.options.prompt, .may_be_empty = true },
 		{ "tokens", 'n', .value = &a.tokens },
 		{ "temperature", .value = &a.temperature },
 		{ "seed", .value = &a.seed },

@@ -172,6 +172,13 @@ refuses "import: no base given" 2 '--base' "$BITDELTA" import "$F"
 for command in generate eval distill export; do
 	refuses "$command: too many arguments" 2 'one' "$BITDELTA" $command a b --base x
 done
+for command in import distill eval generate info verify export umount status df; do
+	refuses "$command: an empty argument" 2 'an argument is empty' "$BITDELTA" $command ""
+done
+for command in import distill eval generate verify export df; do
+	refuses "$command: an empty base" 2 'the value of --base is empty' "$BITDELTA" $command kjv.bdelta --base ""
+done
+refuses "mount: an empty argument" 2 'name of the base is empty' "$BITDELTA" mount "" mnt -o deltas=x
 refuses "umount: too many arguments" 2 'one mount point' "$BITDELTA" umount a b
 refuses "mount: too many arguments" 2 'too many' "$BITDELTA" mount a b c -o deltas=x
 for command in import distill eval generate info verify export umount status df doctor; do
@@ -203,7 +210,7 @@ for command in import distill; do
 		"$BITDELTA" $command --calib /nope --base "$B" --threads 1
 done
 for command in import distill eval generate; do
-	for device in gpu cuda: cuda:x cuda:-1 ''; do
+	for device in gpu cuda: cuda:x cuda:-1; do
 		refuses "$command: wrong device '$device'" 2 "--device is .* not '$device'" \
 			"$BITDELTA" $command --device "$device"
 	done
