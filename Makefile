@@ -138,6 +138,9 @@ $(B)/unit/test_models: $(patsubst %,$(B)/fs/%.o,models scan sources tree stats l
 $(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS) $(GPU_LIBS)
+# What the exact coder is compared with, where it is installed (libzstd-dev).
+$(B)/tests/bench/bench_exact.o: CPPFLAGS += $(shell pkg-config --exists libzstd && echo -DHAVE_ZSTD)
+$(B)/bench/bench_exact: DELTA_LIBS += $(shell pkg-config --silence-errors --libs libzstd)
 $(B)/bench/%: $(B)/tests/bench/%.o $(B)/libbitdelta.a
 	@mkdir -p $(@D)
 	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DELTA_LIBS)

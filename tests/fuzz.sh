@@ -27,7 +27,7 @@ for source in tests/fuzz/fuzz_*.c; do
 	# shellcheck disable=SC2046
 	clang -std=gnu11 -O1 -g -ffp-contract=off -pthread -fsanitize=fuzzer,address,undefined \
 		-fno-sanitize-recover=undefined -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Idelta -Igpu \
-		$(pkg-config --cflags $libraries) -o "$out/$name/run" "$source" delta/*.c gpu/*.c \
+		$(pkg-config --cflags $libraries) -o "$out/$name/run" "$source" delta/*.c delta/codec/*.c gpu/*.c \
 		$(pkg-config --libs $libraries) -ldl -lm
 	echo "fuzz: $name for $seconds s"
 	if "${fixed[@]}" "$out/$name/run" -max_total_time="$seconds" -timeout=25 -rss_limit_mb=2048 \

@@ -68,7 +68,8 @@ uint8_t bd_exact_row_class(double mean);
 /* Choose the contexts and their frequencies. `sampled`: units that were not added may hold what was not seen.
  * By row, row_offset (as many bytes as rows; may be the array of classes itself) is filled in. Returns the bits
  * that the symbols and escapes of the units that were added take, without the table and BD_EXACT_FRAME for
- * each chunk; with these the sum is right within 1 %. Negative: out of memory. */
+ * each chunk; with these the sum is right within 1 %. Negative: out of memory. Infinite:
+ * the rows are such that coding by row makes no sense. */
 #define BD_EXACT_FRAME (8 * (4 + 3 * BD_EXACT_LANES)) /* bits; a state holds about 8 of the symbols' own 32 */
 double bd_exact_fit(struct bd_exact_stats *stats, bool sampled, struct bd_exact_model *model,
 		    uint8_t *row_offset, uint64_t rows);

@@ -299,14 +299,19 @@ static uint64_t cost(const struct bd_exact_stats *s, const uint32_t *count, cons
 	return bits;
 }
 
-/* By row: what was a place relative to the middle becomes an offset for each row. */
-static void place_rows(const struct bd_exact_stats *s, unsigned offset, uint8_t *row_offset, uint64_t rows)
+/* By row: what was a place relative to the middle becomes an offset for each row. Returns the number of changed
+ * rows whose offset does not fit, so that their contexts are others than were counted. */
+static uint64_t place_rows(const struct bd_exact_stats *s, unsigned offset, uint8_t *row_offset, uint64_t rows)
 {
+	uint64_t misplaced = 0;
+
 	for (uint64_t i = 0; i < rows; i++) {
 		int at = (int)s->row_class[i] + (int)offset - MIDDLE;
 
+		misplaced += s->row_class[i] && (at < 0 || at > 255);
 		row_offset[i] = (uint8_t)(at < 0 ? 0 : at > 255 ? 255 : at);
 	}
+	return misplaced;
 }
 
 double bd_exact_fit(struct bd_exact_stats *s, bool sampled, struct bd_exact_model *model, uint8_t *row_offset,
@@ -316,7 +321,7 @@ double bd_exact_fit(struct bd_exact_stats *s, bool sampled, struct bd_exact_mode
 	uint32_t (*counts)[BD_EXACT_SYMBOLS] = calloc(BD_EXACT_CONTEXTS, sizeof(*counts));
 	struct windows *w = malloc(sizeof(*w));
 	unsigned contexts = s->kind.contexts, offset = 0, tried = 0;
-	uint64_t best = UINT64_MAX, bits = 0;
+	uint64_t best = UINT64_MAX, bits = 0, misplaced = 0;
 
 	*model = s->kind;
 	if (!counts || !w) {
@@ -346,18 +351,19 @@ double bd_exact_fit(struct bd_exact_stats *s, bool sampled, struct bd_exact_mode
 	memset(model->frequency, 0, sizeof(model->frequency));
 	model->contexts = (uint8_t)contexts;
 	model->offset = (uint16_t)offset;
+	if (s->kind.by == BD_EXACT_BY_ROW) {
+		misplaced = place_rows(s, offset, row_offset, rows);
+		sampled = true; /* rows that have not changed are not where they were counted either */
+		model->offset = 0;
+		model->row_offset = row_offset;
+	}
 	for (unsigned c = 0; c < contexts; c++) {
 		normalise(s, counts[c], sampled, model->frequency[c]);
 		bits += cost(s, counts[c], model->frequency[c]);
 	}
-	if (s->kind.by == BD_EXACT_BY_ROW) {
-		place_rows(s, offset, row_offset, rows);
-		model->offset = 0;
-		model->row_offset = row_offset;
-	}
 	free(counts);
 	free(w);
-	return (double)bits / (1 << FRACTION);
+	return misplaced > rows / 100 ? INFINITY : (double)bits / (1 << FRACTION);
 }
 
 /* ---- As bytes ---- */
