@@ -18,7 +18,7 @@ set -eu
 cd "$(dirname "$0")/.."
 export LC_ALL=C
 gib=${BENCH_GIB:-1} rounds=${BENCH_ROUNDS:-5}
-parts=${BENCH_PARTS:-import sign reader pretrained together directory}
+parts=${BENCH_PARTS:-import sign reader pretrained together directory tensors}
 bin=$(realpath "${BENCH_BIN:-build/release}")
 work=$PWD/build/bench
 samples=$work/samples
@@ -56,7 +56,7 @@ cleanup() {
 
 for part in $parts; do
 	case $part in
-	import | sign | reader | pretrained | together | directory) ;;
+	import | sign | reader | pretrained | together | directory | tensors) ;;
 	*) fail "BENCH_PARTS: there is no part \"$part\"" ;;
 	esac
 done

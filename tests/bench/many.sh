@@ -85,3 +85,37 @@ report_directory() {
 	figure "memory for each after all were read, KiB" "$(calc %.1f "$(median each_read)")" "" "" "<= 64" ||
 		why "growth of VmRSS against one delta, also read"
 }
+
+# tensors: a model of 250,000 tensors, as the largest checkpoints of mixtures of experts have, each of 128 bytes.
+measure_tensors() {
+	local i many=$((rounds < 3 ? rounds : 3)) files
+	tensors=250000
+	say "a model of $tensors tensors, $many rounds"
+	python3 tests/faults/make_many.py "$work/many" $tensors 8 8 33
+	"$bin/bitdelta" import --steps 0 --base "$work/many/base" "$work/many/fine" -o "$work/m.bdelta" >"$work/out" 2>&1
+	for ((i = 0; i < many; i++)); do
+		mount_ours "$work/many/base" "$work/m.bdelta"
+		files=("$mnt"/m/*)
+		seconds first_open dd if="${files[0]}" of=/dev/null bs=1 count=1
+		read -r -a got <<<"$("$read_file" open "${files[@]}")"
+		sample open_p50 "$(calc %.3f "${got[0]} / 1000")"
+		sample open_p99 "$(calc %.3f "${got[1]} / 1000")"
+		sample tensor_memory "$(calc %.0f "$(memory_of "$mnt" VmRSS) * 1024 / $tensors")"
+		reads tensors_ours read "${files[@]}"
+		unmount "$mnt"
+		reads tensors_plain read "$work"/many/fine/*
+	done
+	tensors_size=$(cat "$work"/many/fine/* | wc -c)
+	rm -r "$work/many" "$work/m.bdelta"
+}
+
+report_tensors() {
+	heading "A model of 250,000 tensors in 33 shards" "" "" ""
+	figure "opening its first file, ms (the delta is parsed)" "$(calc %.0f "$(median first_open) * 1000")" "" ""
+	figure "opening a file after that, ms, p50" "$(calc %.2f "$(median open_p50)")" "" ""
+	figure "opening a file after that, ms, p99" "$(calc %.2f "$(median open_p99)")" "" "" "<= 5" ||
+		why "p50 is $(calc %.2f "$(median open_p50)") ms"
+	figure "memory of the daemon for each tensor, bytes" "$(median tensor_memory)" "" "" "<= 400" ||
+		why "of base and delta together, after all files were opened"
+	speed "reading all files / plain files from the page cache, MB/s" tensors_ours tensors_plain "$tensors_size"
+}

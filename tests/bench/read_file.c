@@ -8,11 +8,12 @@
  *   together         a process for each file, read(2) of 1 MiB, all starting at once
  *   faults           touch one byte of each of 20,000 pages in random order, with MADV_RANDOM
  *   faults-plain     touch 500 random pages without advice
+ *   open             open and close each file 20 times, in turns
  *   range:FROM:SIZE  read exactly these bytes of each file with pread, readahead off
  *   folios           how much of the page cache of the files is in folios of more than a page (root)
  *
  * read, mmap, direct and range print `SECONDS BYTES`; together prints `SECONDS BYTES SLOWEST FASTEST`, the
- * last two in seconds of one process; faults prints `P50 P99` in microseconds; folios prints a
+ * last two in seconds of one process; faults and open print `P50 P99` in microseconds; folios prints a
  * fraction. Opening and mapping are within the time, buffers are touched before it. */
 #include <errno.h>
 #include <fcntl.h>
@@ -284,6 +285,27 @@ static void faults(const char *path, bool advised)
 	free(us);
 }
 
+static void opens(char **files, int count)
+{
+	enum { TURNS = 20 };
+	size_t done = 0, all = (size_t)count * TURNS;
+	double *us = touched(all * sizeof(*us));
+
+	for (int turn = 0; turn < TURNS; turn++)
+		for (int i = 0; i < count; i++) {
+			double start = now();
+			int fd = open(files[i], O_RDONLY);
+
+			us[done++] = 1e6 * (now() - start);
+			if (fd < 0)
+				die(files[i], "open");
+			close(fd);
+		}
+	qsort(us, all, sizeof(*us), ascending);
+	printf("%.2f %.2f\n", us[all / 2], us[all * 99 / 100]);
+	free(us);
+}
+
 static uint64_t by_range(const char *path, uint64_t from, uint64_t wanted)
 {
 	char *buffer = touched(wanted);
@@ -351,12 +373,16 @@ int main(int argc, char **argv)
 		folios(argv + 2, argc - 2);
 		return 0;
 	}
+	if (!strcmp(how, "open")) {
+		opens(argv + 2, argc - 2);
+		return 0;
+	}
 	if (strcmp(how, "drop") && strcmp(how, "read") && strcmp(how, "mmap") &&
 	    strcmp(how, "faults") && strcmp(how, "faults-plain") &&
 	    (sscanf(how, "direct:%u:%u", &mib, &threads) != 2 || !mib || !threads) &&
 	    sscanf(how, "range:%" SCNu64 ":%" SCNu64, &from, &wanted) != 2) {
 		fprintf(stderr, "Usage: read_file HOW FILE..., HOW being drop, read, mmap, direct:MIB:N, "
-			"together, faults, faults-plain, range:FROM:SIZE or folios\n");
+			"together, faults, faults-plain, open, range:FROM:SIZE or folios\n");
 		return 1;
 	}
 	buffer = touched(MIB);

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# 13-opens.sh: ten thousand opens, at once and one after the other: nothing is lost, and little is held.
+# 13-opens.sh: ten thousand opens, at once and one after the other: nothing is lost, and little is held. The same
+# for a model of many tensors.
 # sanitizers: yes
 . "$(dirname "$0")/lib.sh"
 
@@ -60,4 +61,37 @@ if [ -z "$SLOW" ]; then # freed memory is kept for a while there
 fi
 same "nothing was logged" "" "$(logged "$W/log")"
 check "umount" unmount "$M"
+
+# --- many tensors: the delta is parsed once, and little stays of it ---
+
+tensors=50000
+[ -z "$SLOW" ] || tensors=3000
+must python3 "$here/../faults/make_many.py" "$W/models/many" $tensors 8 8 20
+import "$W/models/many/base" "$W/models/many/fine" many
+must mount_at "$M" "$W/models/many/base" "deltas=$W/deltas/many.bdelta,log=$W/log"
+pid=$(daemon_of "$M")
+# The first open in ms, then the median of all files' later ones
+cat >"$W/times.py" <<'EOF2'
+import os, sys, time
+def opened(name):
+    start = time.perf_counter()
+    fd = os.open(name, os.O_RDONLY)
+    end = time.perf_counter()
+    os.close(fd)
+    return 1000 * (end - start)
+names = [os.path.join(sys.argv[1], n) for n in sorted(os.listdir(sys.argv[1]))]
+first = opened(names[1])
+later = sorted(opened(n) for _ in range(5) for n in names)
+print(first, later[len(later) // 2])
+EOF2
+times=$(python3 "$W/times.py" "$M/many")
+echo "# $tensors tensors: the first file is opened in ${times% *} ms, others in ${times#* } ms"
+check "many tensors: all files are right" diff -r "$W/truth/many" "$M/many"
+if [ -z "$SLOW" ]; then
+	check "many tensors: only the first file takes long" awk -v t="$times" 'BEGIN {
+		split(t, ms, " "); exit !(ms[2] <= 5 || ms[2] <= ms[1] / 20) }'
+	echo "# many tensors: $(memory "$pid") KiB"
+	check "many tensors: 400 bytes for each" test $(($(memory "$pid") * 1024 / tensors)) -le 400
+fi
+check "many tensors: umount" unmount "$M"
 finish
