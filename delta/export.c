@@ -176,7 +176,6 @@ static int finish(struct export *x, const char *out, struct bd_error *err)
 			free(parent);
 			return file_error(x, i, "write to the disk", err);
 		}
-	take_permissions(x, out);
 	for (size_t i = x->directory_count; rc == 0 && i-- > 0; ) {
 		char *path = inside(x, x->directories[i]);
 
@@ -186,6 +185,9 @@ static int finish(struct export *x, const char *out, struct bd_error *err)
 	}
 	if (rc == 0)
 		rc = bd_output_sync_directory(x->temporary, err);
+	/* Last, because they may forbid what comes before. */
+	if (rc == 0)
+		take_permissions(x, out);
 	if (rc == 0 && rename(x->temporary, out) < 0) /* replaces an empty directory */
 		rc = bd_error_set(err, -errno, "%s: cannot rename the finished directory: %s", out,
 				  strerror(errno));
@@ -201,6 +203,7 @@ static int finish(struct export *x, const char *out, struct bd_error *err)
 
 static void remove_temporary(const struct export *x)
 {
+	chmod(x->temporary, 0700);
 	for (size_t i = 0; i < x->view->file_count; i++) {
 		char *path = inside(x, x->view->files[i].name);
 

@@ -59,7 +59,7 @@ check "umount" unmount "$M"
 
 check "mount with umask, uid, gid" mount_at "$M" "$DATA/base" \
 	"deltas=$W/deltas/kjv.bdelta,umask=027,uid=1234,gid=99"
-same "umask, uid, gid" "550 1234 99, 440 1234 99" \
+same "umask, uid, gid" "750 1234 99, 440 1234 99" \
 	"$(stat -c '%a %u %g' "$M/kjv"), $(stat -c '%a %u %g' "$M/kjv/config.json")"
 check "umount again" unmount "$M"
 finish
