@@ -536,6 +536,25 @@ static void note_mounted(const struct import *im)
 			       o->base, delta, o->out);
 }
 
+/* So are those that an export gave, which say it by their weights only. */
+static void note_exported(const struct import *im)
+{
+	const struct bd_import_options *o = im->options;
+	size_t plain = 0, coded = 0;
+	char delta[PATH_MAX];
+
+	for (size_t i = 0; i < im->plan.item_count; i++)
+		if (im->plan.items[i].entry->planes) {
+			coded++;
+			plain += im->plan.items[i].attenuation == 1;
+		}
+	if (o->attenuation == 0 && plain * 2 > coded &&
+	    !get_attribute(im->plan.fine, "user.bitdelta.delta", delta, sizeof(delta)))
+		bd_import_note(o, "%zu of %zu matrices of %s are the base's plus or minus row x column, as an export of "
+			       "a delta gives them: the copy is true, but if there is an original fine-tune, import that",
+			       plain, coded, o->fine);
+}
+
 static int check_options(const struct bd_import_options *o, struct bd_error *err)
 {
 	struct bd_occupant there;
@@ -637,6 +656,8 @@ int bd_import(const struct bd_import_options *options, struct bd_error *err)
 	rc = bd_container_open(&im.container, options->out, bd_plan_header_bound(&im.plan), err);
 	if (rc == 0)
 		rc = run(&im, err);
+	if (rc == 0)
+		note_exported(&im);
 out:
 	end(&im);
 	return rc;

@@ -38,6 +38,9 @@ static const char *const exact[] = {
 #define PADDED_FROM 1024
 static const uint64_t paddings[] = { 8, 16, 32, 64, 128, 256, 512, 1024 };
 
+/* Sizes of vocabularies that are remembered: far more than models have, and few enough to look at all. */
+#define MAX_SIZES 1024
+
 /* A number that so many matrices without a table's name have as a dimension is a width of the model,
  * though it may be that of the vocabulary too. */
 #define WIDTH 12
@@ -96,7 +99,7 @@ static int add_size(struct bd_policy *p, uint64_t n)
 	uint64_t *grown;
 	size_t at = 0;
 
-	if (n == 0 || is_size(p, n))
+	if (n == 0 || p->size_count == MAX_SIZES || is_size(p, n))
 		return 0;
 	grown = realloc(p->sizes, (p->size_count + 1) * sizeof(*grown));
 	if (!grown)

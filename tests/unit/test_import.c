@@ -579,6 +579,7 @@ static void factors(void **state)
 	/* The mean over the weights of all tensors, and an order is an order. */
 	{
 		struct pair *p = new_pair();
+		struct bd_delta *d;
 
 		both(p, "a.weight", BD_BF16, 2, 96, 160, 0, true);
 		change_by(p, PLAIN, 0.3);
@@ -587,8 +588,10 @@ static void factors(void **state)
 		close_to(factor_of(p, &o), (1 + 2 * 1.4) / 3, "mean of factor", 0);
 		o.attenuation = 1.25;
 		assert_true(factor_of(p, &o) == 1.25);
-		check_scales(p, opened(p->out), BD_SCALE_RANK1, 1.25, 0);
-		check_scales(p, opened(p->out), BD_SCALE_RANK1, 1.25, 1);
+		d = opened(p->out);
+		check_scales(p, d, BD_SCALE_RANK1, 1.25, 0);
+		check_scales(p, d, BD_SCALE_RANK1, 1.25, 1);
+		bd_delta_close(d);
 	}
 }
 
@@ -981,6 +984,26 @@ static void watched(void **state)
 	assert_non_null(strstr(note_text, "have the same architecture"));
 }
 
+/* What an export gave is told from what training made. */
+static void exports_are_said(void **state)
+{
+	struct bd_import_options o = defaults;
+
+	(void)state;
+	o.watch = (struct bd_watch){ .note = take_note, .context = &notes };
+	for (enum change change = PLAIN; change <= TRAINED; change++) {
+		struct pair *p = new_pair();
+
+		both(p, "a.weight", BD_BF16, 2, 96, 160, 0, true);
+		change_by(p, change, 0.01);
+		written(p);
+		notes = 0;
+		imported(o, p->base_path, p->fine_path, p->out);
+		assert_int_equal(notes, change == PLAIN);
+		assert_true(change != PLAIN || strstr(note_text, "1 of 1 matrices"));
+	}
+}
+
 /* A quantised model, and one whose head has a name of its own. */
 static void exact_by_context(void **state)
 {
@@ -1268,6 +1291,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(refuses),
 		cmocka_unit_test(cancelled),
 		cmocka_unit_test(watched),
+		cmocka_unit_test(exports_are_said),
 		cmocka_unit_test(exact_by_context),
 		cmocka_unit_test(overflow),
 		cmocka_unit_test(overflow_in_one_row),

@@ -113,7 +113,8 @@ static void last_rule_wins(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
-		struct bd_tensor t = { .name = cases[i].name, .dims = cases[i].dims };
+		struct bd_tensor t = { .name = cases[i].name, .dims = cases[i].dims,
+				       .shape = (const uint64_t[]){ 8, 8 } };
 		bool by_rule = false;
 
 		if (bd_policy_wish(&policy, &t, &by_rule) != cases[i].wish)
@@ -122,7 +123,8 @@ static void last_rule_wins(void **state)
 	}
 	/* Rules that match nothing change nothing. */
 	{
-		struct bd_tensor t = { .name = "model.layers.0.q_proj.weight", .dims = 2 };
+		struct bd_tensor t = { .name = "model.layers.0.q_proj.weight", .dims = 2,
+				       .shape = (const uint64_t[]){ 8, 8 } };
 		struct bd_rule none[] = { { false, "q_proj" }, { false, "" }, { false, "[" } };
 		struct bd_policy matches_nothing = { .rules = none, .rule_count = 3 };
 		bool by_rule = true;
