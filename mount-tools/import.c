@@ -235,15 +235,15 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 }
 
 /* Refine the file that an import has just completed. It stays good whatever happens, so a failure counts
- * only where the user asked for what failed, or where somebody else took the file away. Returns the exit status; other than EXIT_OK, there is no more
- * to say. */
+ * only where the user asked for what failed, or where somebody else took the file away. Returns the exit
+ * status; other than EXIT_OK, there is no more to say. */
 static int distill(const struct command *command, struct arguments *a)
 {
 	struct bdx_distill_options *o = &a->distill;
 	bool asked = o->calib || (a->engine.device && strcmp(o->device, "auto") != 0);
-	struct bd_error err = { 0 };
+	struct bd_error err = { 0 }, said;
 	struct progress progress;
-	int rc;
+	int rc, status;
 
 	engine_begin(&progress, &o->watch, "distilling", a->json, a->quiet);
 	rc = bdx_distill(o, &a->report, &err);
@@ -259,10 +259,10 @@ static int distill(const struct command *command, struct arguments *a)
 		return EXIT_OK;
 	if (!bd_output_still(&a->imported, o->out))
 		return command_fail(command, &err);
-	fprintf(stderr, "bitdelta %s: %s; %s is complete, with closed-form scales\n", command->name,
-		err.text, o->out);
+	bd_error_set(&said, rc, "%.500s; %.400s is complete, with closed-form scales", err.text, o->out);
+	status = command_fail(command, &said);
 	if (rc == -EINTR)
-		return EXIT_INTERRUPTED;
+		return status;
 	snprintf(a->report.why, sizeof(a->report.why), "%.500s", err.text);
 	return asked ? EXIT_FAILED : EXIT_OK;
 }
