@@ -16,7 +16,7 @@
  * after the other must not wait for the delta to be parsed each time. */
 #define IDLE_BYTES ((size_t)64 << 20)
 /* Parsing takes several times what stays. The C library would keep that for itself. */
-#define TRIM_FROM ((size_t)4 << 20)
+#define TRIM_FROM ((size_t)128 << 10)
 /* Bytes that take a while to be inflated. */
 #define LARGE_FILE ((uint64_t)256 << 10)
 
