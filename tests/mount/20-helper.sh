@@ -17,7 +17,7 @@ has() { options_of "$M" | tr ',' '\n' | grep -qxF -- "$1"; }
 # --- options ---
 check "mount -t bitdelta" mount -t bitdelta "$B" "$M" -o \
 	"deltas=$D,uid=nobody,gid=12345,fmask=0137,dmask=0027,allow_other,ro,nosuid,nodev,noexec,default_permissions,_netdev,nofail,user,x-mine=1"
-same "owner by name, masks" "nobody 12345 440 nobody 550" \
+same "owner by name, masks" "nobody 12345 440 nobody 750" \
 	"$(stat -c '%U %g %a' "$M/kjv/config.json") $(stat -c '%U %a' "$M/kjv")"
 for o in ro nosuid nodev noexec allow_other default_permissions; do
 	check "$o" has "$o"
@@ -30,7 +30,7 @@ check "umount by type" umount -a -t fuse.bitdelta
 check "umount by type unmounts" is_free "$M"
 ln -s "$D" "$W/a,b c"
 check "quotes and commas" mount -t bitdelta "$B" "$M" -o "ro,deltas=\"$W/a,b c\",umask=077"
-same "umask" "400 500" "$(stat -c %a "$M/kjv/config.json") $(stat -c %a "$M/kjv")"
+same "umask" "400 700" "$(stat -c %a "$M/kjv/config.json") $(stat -c %a "$M/kjv")"
 umount "$M"
 check "a source that is no path" mount -t bitdelta none "$M" -o "base=$B,deltas=$D"
 same "it is shown so" "none" "$(findmnt -no SOURCE "$M")"
