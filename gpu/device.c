@@ -51,6 +51,19 @@ int bdx_device_open(struct bdx_ops **ops, const char *text, enum bd_dtype dtype,
 	return bdx_ops_cpu_open(ops, BD_F32, threads, err);
 }
 
+int bdx_device_check(const char *text, struct bd_error *err)
+{
+	struct bdx_ops *ops;
+	int rc;
+
+	if (strncmp(text, "cuda", 4) != 0)
+		return 0;
+	rc = bdx_device_open(&ops, text, BD_BF16, 0, NULL, 0, err);
+	if (rc == 0)
+		bdx_ops_close(ops);
+	return rc;
+}
+
 bool bdx_device_is_cpu(const struct bdx_ops *ops)
 {
 	return strncmp(ops->name, "CPU", 3) == 0;

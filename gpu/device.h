@@ -15,6 +15,8 @@ bool bdx_device_is_valid(const char *text);
  * why there is no GPU. */
 int bdx_device_open(struct bdx_ops **ops, const char *text, enum bd_dtype dtype, unsigned threads,
 		    char *why_not, size_t size, struct bd_error *err);
+/* 0 where TEXT names a device that can be opened, to be known before other work; "auto" always is. */
+int bdx_device_check(const char *text, struct bd_error *err);
 bool bdx_device_is_cpu(const struct bdx_ops *ops);
 /* Work on the CPU, whose operations may take long, then stops inside of one when `watch` (which
  * must live as long) is cancelled: everything after that fails with -EINTR. Without meaning for

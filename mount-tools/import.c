@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "device.h"
 #include "engine.h"
 #include "output.h"
 
@@ -326,7 +327,9 @@ static int run(const struct command *command, int argc, char **argv)
 
 	if (parse(command, argc, argv, &a, &status)) {
 		progress_begin(&progress, &a.options.watch, "importing", a.json, a.quiet);
-		rc = bd_import(&a.options, &err);
+		rc = a.distill.steps ? bdx_device_check(a.distill.device, &err) : 0;
+		if (rc == 0)
+			rc = bd_import(&a.options, &err);
 		seconds = progress_end(&progress);
 		if (rc == 0 && a.distill.steps)
 			rc = bd_output_note(&a.imported, a.options.out, &err);

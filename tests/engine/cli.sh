@@ -244,9 +244,12 @@ same "unknown architecture: -q says nothing" "0 " "$("$BITDELTA" import -q --for
 refuses "unknown architecture: distill" 1 "unknown.bdelta: not refined: .*other" \
 	"$BITDELTA" distill unknown.bdelta --base "$B" --fine other
 refuses "unknown architecture: eval" 1 "other" "$BITDELTA" eval unknown.bdelta --base "$B" --fine other
-refuses "no GPU: import" 1 "^bitdelta import: .*; gpu.bdelta is complete, with closed-form scales" \
-	"$BITDELTA" import -q --device cuda --base "$B" "$F" -o gpu.bdelta
-check "no GPU: the closed form" cmp gpu.bdelta closed.bdelta
+for device in cuda cuda:9; do
+	refuses "no GPU: import --device $device" 1 "^bitdelta import: " \
+		"$BITDELTA" import -q --device $device --base "$B" "$F" -o gpu.bdelta
+	check "no GPU: import --device $device writes nothing" test ! -e gpu.bdelta
+done
+cp closed.bdelta gpu.bdelta
 refuses "no GPU: distill" 1 "^bitdelta distill: " "$BITDELTA" distill gpu.bdelta --base "$B" --fine "$F" --device cuda:0
 check "no GPU: the file is as it was" cmp gpu.bdelta closed.bdelta
 refuses "no GPU: eval" 1 "^bitdelta eval: " "$BITDELTA" eval gpu.bdelta --base "$B" --fine "$F" --device cuda
