@@ -53,14 +53,19 @@ int bdx_device_open(struct bdx_ops **ops, const char *text, enum bd_dtype dtype,
 
 int bdx_device_check(const char *text, struct bd_error *err)
 {
+	struct bd_error why = { 0 };
 	struct bdx_ops *ops;
 	int rc;
 
 	if (strncmp(text, "cuda", 4) != 0)
 		return 0;
-	rc = bdx_device_open(&ops, text, BD_BF16, 0, NULL, 0, err);
+	rc = bdx_device_open(&ops, text, BD_BF16, 0, NULL, 0, &why);
 	if (rc == 0)
 		bdx_ops_close(ops);
+	if (rc == 0 || rc == -ENOMEM) /* what others take of its memory, they may give back */
+		return 0;
+	if (err)
+		*err = why;
 	return rc;
 }
 
