@@ -16,7 +16,6 @@
 
 #define MAX_CALIB ((size_t)1 << 30) /* bytes of a user's file */
 #define PART ((size_t)256 << 10)    /* of them are tokenized at a time, or a little more */
-#define TOGETHER 64                 /* sequences that are generated at once, where memory allows */
 #define MAX_STARTS 4096             /* control tokens that text may begin with */
 #define DRAWS 100                   /* places in the general text that may give no window */
 
@@ -201,12 +200,13 @@ static void put_real(const struct bdx_ops *ops, void *vector, uint64_t index, do
 }
 
 /* `count` sequences at once, into `tokens`: [count, length]. `first` is the number of the first
- * one. */
+ * one; the watch sees what it is told to be done, of `total` tokens, before these. */
 static int generate_some(struct bdx_model *model, struct bdx_decoder *decoder,
 			 const struct starts *starts, uint64_t first, uint64_t count,
 			 uint64_t length, uint64_t seed, int32_t *tokens, int32_t *column,
 			 void *uniform, void *column_device, void *uniform_device,
-			 const struct bd_watch *watch, struct bd_error *err)
+			 uint64_t done, uint64_t total, const struct bd_watch *watch,
+			 struct bd_error *err)
 {
 	struct bdx_ops *ops = model->ops;
 	const struct bdx_config *config = model->config;
@@ -239,8 +239,19 @@ static int generate_some(struct bdx_model *model, struct bdx_decoder *decoder,
 				column[i] = config->bos;
 			tokens[i * length + t] = column[i];
 		}
+		bdx_progress(watch, done + t * count, total);
 	}
 	return rc;
+}
+
+uint64_t bdx_together(struct bdx_model *model, uint64_t count, uint64_t length)
+{
+	size_t memory = model->ops->available(model->ops) / 4 * 3;
+
+	count = count < BDX_TOGETHER ? count : BDX_TOGETHER;
+	while (count > 1 && bdx_decoder_bytes(model, count, length) > memory)
+		count /= 2;
+	return count;
 }
 
 int bdx_generate_windows(struct bdx_windows *windows, struct bdx_model *model,
@@ -254,7 +265,7 @@ int bdx_generate_windows(struct bdx_windows *windows, struct bdx_model *model,
 		.begin = config->bos, .tokenizer = tokenizer, .vocabulary = config->vocabulary,
 	};
 	struct bdx_decoder *decoder = NULL;
-	uint64_t together = count < TOGETHER ? count : TOGETHER;
+	uint64_t together = bdx_together(model, count, length);
 	void *column_device = NULL, *uniform_device = NULL;
 	int32_t *column = NULL;
 	void *uniform = NULL;
@@ -264,8 +275,6 @@ int bdx_generate_windows(struct bdx_windows *windows, struct bdx_model *model,
 		return rc;
 	if (starts.begin < 0 && config->eos_count)
 		starts.begin = config->eos[0];
-	while (together > 1 && bdx_decoder_bytes(model, together, length) > ops->available(ops) / 4 * 3)
-		together /= 2;
 	column = calloc(together, sizeof(*column));
 	uniform = calloc(together, bdx_real_size(ops));
 	if (!column || !uniform) {
@@ -290,8 +299,8 @@ int bdx_generate_windows(struct bdx_windows *windows, struct bdx_model *model,
 
 		rc = generate_some(model, decoder, &starts, first, together, length, seed,
 				   windows->tokens + first * length, column, uniform,
-				   column_device, uniform_device, watch, err);
-		bdx_progress(watch, i + together, count + together);
+				   column_device, uniform_device, i * length,
+				   (count + together - 1) / together * together * length, watch, err);
 	}
 out:
 	bdx_decoder_close(decoder);

@@ -22,6 +22,11 @@ void bdx_windows_restrict(struct bdx_windows *windows, uint64_t vocabulary);
 /* A random number in [0, 1) from a counter: the same on every machine. */
 double bdx_uniform(uint64_t seed, uint64_t index);
 
+/* How many of `count` sequences of `length` tokens are written at once: at most BDX_TOGETHER, and as
+ * memory allows. */
+#define BDX_TOGETHER 64
+uint64_t bdx_together(struct bdx_model *model, uint64_t count, uint64_t length);
+
 /* `count` windows of text that the model writes itself at temperature 1: half of them begin with
  * the BOS token (where there is one), half with a token drawn evenly from those of the tokenizer
  * that are text, some of these with the control tokens that the source's chat template mentions.

@@ -27,9 +27,8 @@ void bdx_device_watch(struct bdx_ops *ops, const struct bd_watch *watch);
  * a short measurement of one product. */
 int bdx_device_estimate(struct bdx_ops *ops, double operations, double *seconds,
 			struct bd_error *err);
-/* Longest estimate, in seconds, that still is "some minutes" and that an import waits for
- * without being asked to. */
-#define BDX_PATIENCE 300.0
+/* Longest estimate, in seconds, that an import waits for without being asked to. */
+#define BDX_PATIENCE 3600.0
 /* "40 s", "12 minutes", "3 hours", "5 days" */
 void bdx_device_duration(double seconds, char text[32]);
 

@@ -17,6 +17,7 @@
 
 #include "device.h"
 #include "judge.h"
+#include "pace.h"
 #include "refine.h"
 
 #define HELD_OUT 32       /* windows that are not learned from */
@@ -30,6 +31,15 @@
 #define RATE 0.02         /* of a scale's size, the largest step */
 #define WARM_UP 10        /* steps until then */
 #define KL_WEIGHT 2       /* of the divergence's share in the loss, that of the squared error being 1 */
+
+#define SHORT 20          /* seconds that need no announcement */
+/* What a window takes in a step, measured: so many passes up to the last hidden states, and so many times
+ * what its logits and their comparison take. */
+#define LEARN_PASSES 3
+#define LEARN_COMPARED 1.75
+
+/* The work, in order. */
+enum part { LOAD_BASE, WRITE_BASE, LOAD_FINE, WRITE_FINE, TEACH, LOAD_STUDENT, LEARN, PARTS };
 
 struct distill {
 	const struct bdx_distill_options *options;
@@ -46,6 +56,9 @@ struct distill {
 	struct bdx_model *teacher, *student;
 	struct bdx_judge *judge;
 	double mse_weight, kl_weight;    /* in the loss */
+	double parts[PARTS];             /* seconds that they take; at first, by their proportions on a
+	                                  * GPU: the progress that is shown goes by them */
+	bool foreseen;                   /* they are those of this model on this processor */
 	/* The optimiser's, real [scale_count] in the device's memory. */
 	void *unit, *m, *v, *best;
 };
@@ -178,6 +191,18 @@ static int open_device(struct distill *d, struct bd_error *err)
 		       no_gpu, long_time);
 }
 
+static void begin_part(struct bdx_phase *phase, const struct distill *d, enum part part)
+{
+	double before = 0, all = 0;
+
+	for (int i = 0; i < PARTS; i++) {
+		before += i < (int)part ? d->parts[i] : 0;
+		all += d->parts[i];
+	}
+	bdx_phase_begin(phase, &d->options->watch, 1000 * before / all,
+			1000 * (before + d->parts[part]) / all);
+}
+
 /* ---- Calibration ---- */
 
 /* What the mix takes from each origin, of `count` windows in all: half is written by the
@@ -193,6 +218,53 @@ static uint64_t from_base(const struct distill *d, uint64_t count)
 	return d->tokenizer ? count * 3 / 8 : count - from_fine(d, count);
 }
 
+/* What writing takes, of which a group of sequences takes `group`. */
+static double writing(uint64_t windows, uint64_t together, double group)
+{
+	return group * (double)((windows + together - 1) / together);
+}
+
+/* A model is loaded, in `load` seconds. Where it is the first one and runs on a processor: foresee how
+ * long everything takes, and say so. */
+static int foresee(struct distill *d, struct bdx_model *model, enum part first, double load,
+		   struct bd_error *err)
+{
+	const struct bdx_distill_options *o = d->options;
+	uint64_t windows = learned(d) + HELD_OUT, together = bdx_together(model, windows, o->length);
+	double looks = (double)HELD_OUT * (2.0 + (double)o->steps / MEASURE_EVERY), group, all = 0;
+	struct bdx_pace pace;
+	char text[32];
+	int rc;
+
+	if (d->foreseen || !bdx_device_is_cpu(d->ops))
+		return 0;
+	d->foreseen = true;
+	rc = bdx_pace_measure(&pace, model, o->length, err);
+	if (rc == 0)
+		rc = bdx_pace_draw(&group, model, together, o->length, err);
+	if (rc < 0)
+		return rc;
+	group *= (double)o->length;
+	d->parts[LOAD_BASE] = first == LOAD_BASE ? load : 0;
+	d->parts[WRITE_BASE] = first == LOAD_BASE ? writing(windows / 2, together, group) : 0;
+	d->parts[LOAD_FINE] = d->parts[LOAD_STUDENT] = load;
+	d->parts[WRITE_FINE] = o->calib ? 0 : writing(from_fine(d, windows), together, group);
+	d->parts[TEACH] = (double)windows * pace.pass;
+	d->parts[LEARN] = looks * pace.compared + (double)(o->steps * o->batch) *
+			  (LEARN_PASSES * pace.pass + LEARN_COMPARED * (pace.compared - pace.pass));
+	for (int i = 0; i < PARTS; i++)
+		all += d->parts[i];
+	bdx_device_duration(all, text);
+	if (all > BDX_PATIENCE && strcmp(o->device, "cpu") != 0)
+		return decline(d, "there is no GPU to be used, and this processor would take some %s; "
+			       "`bitdelta distill` does it where there is one, or here with --device cpu",
+			       text);
+	if (all > SHORT)
+		bdx_note(&o->watch, "distilling takes about %s on this processor; interrupted, it leaves the "
+			 "file as it is", text);
+	return 0;
+}
+
 /* Let the base write its part. A base that the engine does not know writes nothing. */
 static int run_base(struct distill *d, struct bd_error *err)
 {
@@ -201,19 +273,21 @@ static int run_base(struct distill *d, struct bd_error *err)
 	struct bdx_source *source = NULL;
 	struct bdx_config *config = NULL;
 	struct bdx_model *model = NULL;
-	struct bdx_phase load, write;
+	struct bdx_phase phase;
 	double started = bdx_now();
 	int rc = bdx_source_open(&source, o->base, err);
 
-	bdx_phase_begin(&load, &o->watch, 0, 80);
-	bdx_phase_begin(&write, &o->watch, 80, 160);
+	begin_part(&phase, d, LOAD_BASE);
 	if (rc == 0 && bdx_config_read(&config, source, NULL) == 0) {
-		rc = bdx_model_open(&model, d->ops, config, source, &load.watch, err);
+		rc = bdx_model_open(&model, d->ops, config, source, &phase.watch, err);
 		d->report->seconds_load += bdx_now() - started;
+		if (rc == 0)
+			rc = foresee(d, model, LOAD_BASE, bdx_now() - started, err);
 		started = bdx_now();
+		begin_part(&phase, d, WRITE_BASE);
 		if (rc == 0)
 			rc = bdx_generate_windows(&d->base_text, model, NULL, d->tokenizer, count,
-						  o->length, o->seed + 2, &write.watch, err);
+						  o->length, o->seed + 2, &phase.watch, err);
 		if (rc == 0)
 			bdx_windows_restrict(&d->base_text, d->config->vocabulary);
 		d->report->seconds_calibrate += bdx_now() - started;
@@ -293,7 +367,7 @@ static int make_windows(struct distill *d, struct bd_error *err)
 	struct bdx_phase phase;
 	int rc;
 
-	bdx_phase_begin(&phase, &o->watch, 240, 340);
+	begin_part(&phase, d, WRITE_FINE);
 	rc = o->calib ? file_windows(d, &train, err) : mix_windows(d, &train, &phase.watch, err);
 	if (rc == 0) {
 		bdx_windows_shuffle(&train, o->seed);
@@ -311,15 +385,17 @@ static int run_teacher(struct distill *d, struct bd_error *err)
 	double started = bdx_now();
 	int rc;
 
-	bdx_phase_begin(&phase, &d->options->watch, 160, 240);
+	begin_part(&phase, d, LOAD_FINE);
 	rc = bdx_model_open(&d->teacher, d->ops, d->config, d->fine, &phase.watch, err);
 	r->seconds_load += bdx_now() - started;
+	if (rc == 0)
+		rc = foresee(d, d->teacher, LOAD_FINE, bdx_now() - started, err);
 	started = bdx_now();
 	if (rc == 0)
 		rc = make_windows(d, err);
 	r->seconds_calibrate += bdx_now() - started;
 	started = bdx_now();
-	bdx_phase_begin(&phase, &d->options->watch, 340, 400);
+	begin_part(&phase, d, TEACH);
 	if (rc == 0)
 		rc = bdx_judge_open(&d->judge, d->teacher, &d->windows, &phase.watch, err);
 	if (rc == 0)
@@ -408,7 +484,11 @@ out:
 	return rc;
 }
 
-static int measure(struct distill *d, double *kl, double *mse, struct bd_error *err)
+struct distance { /* of the student from the teacher, on the held-out windows */
+	double kl, mse, top1;
+};
+
+static int measure(struct distill *d, struct distance *distance, struct bd_error *err)
 {
 	const struct bd_watch watch = { .cancel = d->options->watch.cancel };
 	struct bdx_score score = { 0 };
@@ -417,9 +497,17 @@ static int measure(struct distill *d, double *kl, double *mse, struct bd_error *
 	if (rc == 0 && !isfinite(score.nll_teacher))
 		rc = bd_error_set(err, -EDOM, "%s: this model gives no numbers: among its logits are NaN or "
 				  "infinities", bdx_source_name(d->fine));
-	*kl = score.kl / (double)score.positions;
-	*mse = score.mse / (double)score.positions;
+	distance->kl = score.kl / (double)score.positions;
+	distance->mse = score.mse / (double)score.positions;
+	distance->top1 = score.agree / (double)score.positions;
 	return rc;
+}
+
+static void report_after(struct bdx_distill_report *r, const struct distance *distance)
+{
+	r->kl_after = distance->kl;
+	r->mse_after = distance->mse;
+	r->top1_after = distance->top1;
 }
 
 /* One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101; without decay) on the windows of
@@ -467,15 +555,18 @@ static int learn_all(struct distill *d, struct bd_error *err)
 	struct bdx_distill_report *r = d->report;
 	struct bdx_ops *ops = d->ops;
 	size_t bytes = d->student->scale_count * bdx_real_size(ops);
-	double kl, mse, rate = o->rate > 0 ? o->rate : RATE;
+	double rate = o->rate > 0 ? o->rate : RATE;
+	struct distance now;
 	uint64_t since = 0; /* steps since the averages of the optimiser began */
 	struct bdx_phase phase;
-	int rc = measure(d, &r->kl_before, &r->mse_before, err);
+	int rc = measure(d, &now, err);
 
+	report_after(r, &now);
+	r->kl_before = now.kl;
+	r->mse_before = now.mse;
+	r->top1_before = now.top1;
 	weigh_loss(d);
-	r->kl_after = r->kl_before;
-	r->mse_after = r->mse_before;
-	bdx_phase_begin(&phase, &o->watch, 450, 1000);
+	begin_part(&phase, d, LEARN);
 	for (uint64_t step = 0; rc == 0 && step < o->steps; step++) {
 		double warm = step < WARM_UP ? (double)(step + 1) / WARM_UP : 1;
 		double decay = 1 - (double)step / (double)o->steps;
@@ -486,13 +577,12 @@ static int learn_all(struct distill *d, struct bd_error *err)
 		bdx_progress(&phase.watch, step + 1, o->steps); /* a GPU is a step or two behind */
 		if (rc < 0 || ((step + 1) % MEASURE_EVERY != 0 && step + 1 != o->steps))
 			continue;
-		rc = measure(d, &kl, &mse, err);
-		if (rc == 0 && kl < r->kl_after) {
-			r->kl_after = kl;
-			r->mse_after = mse;
+		rc = measure(d, &now, err);
+		if (rc == 0 && now.kl < r->kl_after) {
+			report_after(r, &now);
 			r->best_step = step + 1;
 			ops->copy(ops, d->best, d->student->scales, bytes);
-		} else if (rc == 0 && !(kl < DIVERGED * r->kl_before)) {
+		} else if (rc == 0 && !(now.kl < DIVERGED * r->kl_before)) {
 			ops->copy(ops, d->student->scales, d->best, bytes);
 			ops->zero(ops, d->m, bytes);
 			ops->zero(ops, d->v, bytes);
@@ -551,7 +641,7 @@ static int run_student(struct distill *d, struct bd_error *err)
 	double started = bdx_now();
 	int rc;
 
-	bdx_phase_begin(&phase, &d->options->watch, 400, 450);
+	begin_part(&phase, d, LOAD_STUDENT);
 	rc = bdx_model_open_student(&d->student, d->ops, d->config, d->view, &phase.watch, err);
 	r->seconds_load += bdx_now() - started;
 	if (rc == 0)
@@ -612,7 +702,10 @@ static void end(struct distill *d)
 int bdx_distill(const struct bdx_distill_options *options, struct bdx_distill_report *report,
 		struct bd_error *err)
 {
-	struct distill d = { .options = options, .report = report };
+	struct distill d = {
+		.options = options, .report = report,
+		.parts = { 80, 80, 80, 100, 60, 50, 550 },
+	};
 	double started = bdx_now();
 	int rc = check_options(options, err);
 

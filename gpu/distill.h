@@ -27,6 +27,7 @@ struct bdx_distill_report {
 	char device[128];
 	double kl_before, kl_after; /* on held-out windows */
 	double mse_before, mse_after;
+	double top1_before, top1_after; /* share of likeliest next tokens that are the fine-tune's */
 	uint64_t best_step;
 	double seconds_load, seconds_calibrate, seconds_teacher, seconds_steps, seconds_total;
 	size_t peak_memory;         /* of the device */

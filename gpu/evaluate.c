@@ -11,9 +11,14 @@
 
 #include "device.h"
 #include "judge.h"
+#include "pace.h"
 
 #define LENGTH 128
 #define WINDOWS 256
+#define SECONDS 60
+#define LEAST 4       /* windows of each text, where there is time for fewer only */
+#define SHORT 10      /* seconds that need no announcement */
+#define TOO_LONG 5    /* times the seconds that are allowed: not without being asked to */
 #define SEED 20240215 /* another text than distillation learns from */
 
 struct evaluation {
@@ -28,12 +33,20 @@ struct evaluation {
 	struct bdx_model *teacher;
 	struct bdx_windows windows[2];
 	struct bdx_judge *judges[2];
+	uint64_t planned;         /* windows of each text */
+	/* Seconds, measured or foreseen: */
+	double started;           /* when */
+	double begin;             /* for all before the first text */
+	double load;              /* to load a model */
+	double write;             /* for the text that the fine-tune writes */
+	double teach;             /* for the fine-tune on all windows */
+	double compare;           /* for another model on all windows */
 };
 
 void bdx_evaluate_defaults(struct bdx_evaluate_options *options)
 {
 	*options = (struct bdx_evaluate_options){
-		.device = "auto", .length = LENGTH, .windows = WINDOWS,
+		.device = "auto", .length = LENGTH, .windows = WINDOWS, .seconds = SECONDS,
 	};
 }
 
@@ -105,7 +118,7 @@ static int text_windows(struct evaluation *e, struct bd_error *err)
 	if (rc < 0)
 		return rc;
 	w->length = o->length;
-	w->count = count / o->length < o->windows ? count / o->length : o->windows;
+	w->count = count / o->length < e->planned ? count / o->length : e->planned;
 	if (w->count == 0)
 		return bd_error_set(err, -EINVAL, "%s: %" PRIu64 " tokens are too few for a window of %"
 				    PRIu64, o->text, count, o->length);
@@ -121,11 +134,11 @@ static int make_windows(struct evaluation *e, const struct bd_watch *watch, stru
 	e->result->count = 1;
 	if (o->text)
 		return text_windows(e, err);
-	rc = bdx_generate_windows(&e->windows[0], e->teacher, e->fine, e->tokenizer, o->windows,
+	rc = bdx_generate_windows(&e->windows[0], e->teacher, e->fine, e->tokenizer, e->planned,
 				  o->length, SEED, watch, err);
 	if (rc == 0 && e->tokenizer)
 		rc = bdx_general_windows(&e->windows[1], e->tokenizer, e->config->vocabulary,
-					 o->windows, o->length, SEED, watch, err);
+					 e->planned, o->length, SEED, watch, err);
 	if (rc == 0 && e->windows[1].count)
 		e->result->count = 2;
 	strcpy(e->result->texts[0].name, "written by the fine-tune");
@@ -150,21 +163,34 @@ static int check_numbers(const struct evaluation *e, const struct bdx_source *so
 			    "are NaN or infinities", bdx_source_name(source), text);
 }
 
-/* One candidate over all texts. */
-static int measure(struct evaluation *e, const struct bdx_config *config,
-		   struct bdx_source *source, bool is_base, const struct bd_watch *watch,
-		   struct bd_error *err)
+/* The shares that parts of the work have in all of it, of 1000, by the seconds that they take. */
+static void begin_phase(struct bdx_phase *phase, const struct evaluation *e,
+			const struct bd_watch *watch, double from, double to)
 {
-	const struct bd_watch quiet = { .cancel = watch->cancel };
-	struct bdx_model *model = NULL;
-	int rc = bdx_model_open(&model, e->ops, config, source, watch, err);
+	double all = e->begin + e->write + e->teach + 2 * (e->load + e->compare);
 
-	for (unsigned t = 0; rc == 0 && t < e->result->count; t++) {
+	bdx_phase_begin(phase, watch, 1000 * from / all, 1000 * to / all);
+}
+
+/* One candidate over all texts; `from`: seconds before it. */
+static int measure(struct evaluation *e, const struct bdx_config *config,
+		   struct bdx_source *source, bool is_base, double from, struct bd_error *err)
+{
+	unsigned texts = e->result->count;
+	struct bdx_model *model = NULL;
+	struct bdx_phase phase;
+	int rc;
+
+	begin_phase(&phase, e, &e->options->watch, from, from + e->load);
+	rc = bdx_model_open(&model, e->ops, config, source, &phase.watch, err);
+	from += e->load;
+	for (unsigned t = 0; rc == 0 && t < texts; t++, from += e->compare / texts) {
 		struct bdx_text_quality *text = &e->result->texts[t];
 		struct bdx_quality *q = is_base ? &text->base : &text->delta;
 		struct bdx_score s = { 0 };
 
-		rc = bdx_judge_measure(e->judges[t], model, 0, e->windows[t].count, &s, &quiet,
+		begin_phase(&phase, e, &e->options->watch, from, from + e->compare / texts);
+		rc = bdx_judge_measure(e->judges[t], model, 0, e->windows[t].count, &s, &phase.watch,
 				       err);
 		if (rc == 0)
 			rc = check_numbers(e, source, &s, text->name, err);
@@ -181,32 +207,125 @@ static int measure(struct evaluation *e, const struct bdx_config *config,
 	return rc;
 }
 
-static int estimate(struct evaluation *e, const char *no_gpu, struct bd_error *err)
+/* Not on a processor that takes too long even for the least, unless that was asked for. */
+static int refuse_slow(struct evaluation *e, const char *no_gpu, struct bd_error *err)
 {
 	const struct bdx_evaluate_options *o = e->options;
-	double operations = 2 * bdx_config_products(e->config) * 7 *
-			    (double)(o->windows * o->length), seconds;
+	double operations = 2 * bdx_config_products(e->config) * 7 * (double)(LEAST * o->length), seconds;
 	char text[32];
 	int rc;
 
-	if (!bdx_device_is_cpu(e->ops) || strcmp(o->device, "cpu") == 0)
+	if (!bdx_device_is_cpu(e->ops) || strcmp(o->device, "cpu") == 0 || !o->seconds)
 		return 0;
 	rc = bdx_device_estimate(e->ops, operations, &seconds, err);
-	if (rc < 0 || seconds <= BDX_PATIENCE)
+	if (rc < 0 || seconds <= TOO_LONG * o->seconds)
 		return rc;
 	bdx_device_duration(seconds, text);
 	return bd_error_set(err, -ENODEV, "there is no GPU to be used (%s), and this processor would take "
-			    "some %s; --device cpu does it anyway, fewer --windows take less", no_gpu,
-			    text);
+			    "some %s at least; --device cpu does it anyway", no_gpu, text);
+}
+
+/* How many sequences may be written together, so that this takes no more than half of the time that is
+ * left, and what one token of them takes. */
+static int plan_writing(struct evaluation *e, double left, uint64_t *together, double *token,
+			struct bd_error *err)
+{
+	const struct bdx_evaluate_options *o = e->options;
+	int rc;
+
+	*together = bdx_together(e->teacher, o->windows, o->length);
+	for (;;) {
+		rc = bdx_pace_draw(token, e->teacher, *together, o->length, err);
+		if (rc < 0 || *together <= LEAST || *token * (double)o->length <= left / 2)
+			return rc;
+		*together /= 2;
+	}
+}
+
+/* From how fast the model runs: how many windows there is time for, and what they will take. */
+static int plan(struct evaluation *e, struct bd_error *err)
+{
+	const struct bdx_evaluate_options *o = e->options;
+	double texts = !o->text && e->tokenizer ? 2 : 1, left, window, group = 0, count;
+	uint64_t together = o->windows;
+	struct bdx_pace pace;
+	int rc = bdx_pace_measure(&pace, e->teacher, o->length, err);
+
+	if (rc < 0)
+		return rc;
+	left = o->seconds ? o->seconds - (bdx_now() - e->started) - 2 * e->load : INFINITY;
+	if (!o->text) {
+		rc = plan_writing(e, left, &together, &group, err);
+		if (rc < 0)
+			return rc;
+		group *= (double)o->length;
+	}
+	window = texts * (pace.pass + 2 * pace.compared);
+	count = floor(left / window);
+	if (group > 0 && left - group < (double)together * window) /* one group, or a part of one */
+		count = floor((left - group) / window);
+	else if (group > 0)
+		count = (double)together * floor(left / ((double)together * window + group));
+	count = fmin(fmax(count, LEAST), (double)o->windows);
+	e->planned = (uint64_t)count;
+	e->write = group * ceil(count / (double)together);
+	e->teach = texts * count * pace.pass;
+	e->compare = texts * count * pace.compared;
+	e->begin = bdx_now() - e->started;
+	return 0;
+}
+
+static void announce(const struct evaluation *e)
+{
+	const struct bdx_evaluate_options *o = e->options;
+	double seconds = e->begin + e->write + e->teach + 2 * (e->load + e->compare);
+	char text[32];
+
+	bdx_device_duration(seconds, text);
+	if (e->planned < o->windows)
+		bdx_note(&o->watch, "%" PRIu64 " windows of each text instead of %" PRIu64 ", which takes about "
+			 "%s here: --seconds and --windows decide", e->planned, o->windows, text);
+	else if (seconds > SHORT)
+		bdx_note(&o->watch, "this takes about %s here: --seconds and --windows decide", text);
+}
+
+static int run_teacher(struct evaluation *e, struct bd_error *err)
+{
+	const struct bdx_evaluate_options *o = e->options;
+	struct bdx_phase phase;
+	double from, texts;
+	int rc;
+
+	e->load = bdx_now();
+	bdx_phase_begin(&phase, &o->watch, 0, 50); /* nobody knows yet how long it will take in all */
+	rc = bdx_model_open(&e->teacher, e->ops, e->config, e->fine, &phase.watch, err);
+	e->load = bdx_now() - e->load;
+	if (rc == 0)
+		rc = plan(e, err);
+	if (rc < 0)
+		return rc;
+	announce(e);
+	from = e->begin;
+	begin_phase(&phase, e, &o->watch, from, from + e->write);
+	rc = make_windows(e, &phase.watch, err);
+	from += e->write;
+	texts = e->result->count;
+	for (unsigned t = 0; rc == 0 && t < e->result->count; t++, from += e->teach / texts) {
+		e->result->texts[t].windows = e->windows[t].count;
+		begin_phase(&phase, e, &o->watch, from, from + e->teach / texts);
+		rc = bdx_judge_open(&e->judges[t], e->teacher, &e->windows[t], &phase.watch, err);
+	}
+	if (rc == 0)
+		bdx_model_keep_head(e->teacher);
+	return rc;
 }
 
 static int run(struct evaluation *e, struct bd_error *err)
 {
 	const struct bdx_evaluate_options *o = e->options;
-	const struct bd_watch quiet = { .cancel = o->watch.cancel };
-	struct bdx_phase phase;
 	enum bd_dtype dtype;
 	char no_gpu[256];
+	double from;
 	int rc = bdx_config_dtype(e->config, e->fine, &dtype, err);
 
 	if (rc == 0)
@@ -216,23 +335,15 @@ static int run(struct evaluation *e, struct bd_error *err)
 		return rc;
 	bdx_device_watch(e->ops, &o->watch);
 	snprintf(e->result->device, sizeof(e->result->device), "%s", e->ops->name);
-	rc = estimate(e, no_gpu, err);
-	bdx_phase_begin(&phase, &o->watch, 0, 200);
+	rc = refuse_slow(e, no_gpu, err);
 	if (rc == 0)
-		rc = bdx_model_open(&e->teacher, e->ops, e->config, e->fine, &phase.watch, err);
-	bdx_phase_begin(&phase, &o->watch, 200, 500);
+		rc = run_teacher(e, err);
+	from = e->begin + e->write + e->teach;
 	if (rc == 0)
-		rc = make_windows(e, &phase.watch, err);
-	for (unsigned t = 0; rc == 0 && t < e->result->count; t++)
-		rc = bdx_judge_open(&e->judges[t], e->teacher, &e->windows[t], &quiet, err);
-	if (rc < 0)
-		return rc;
-	bdx_model_keep_head(e->teacher);
-	bdx_phase_begin(&phase, &o->watch, 500, 750);
-	rc = measure(e, e->config, e->student, false, &phase.watch, err);
-	bdx_phase_begin(&phase, &o->watch, 750, 1000);
+		rc = measure(e, e->config, e->student, false, from, err);
+	from += e->load + e->compare;
 	if (rc == 0)
-		rc = measure(e, e->base_config, e->base_source, true, &phase.watch, err);
+		rc = measure(e, e->base_config, e->base_source, true, from, err);
 	if (rc == 0)
 		rc = bdx_source_check(e->fine, err);
 	if (rc == 0)
@@ -243,14 +354,14 @@ static int run(struct evaluation *e, struct bd_error *err)
 int bdx_evaluate(const struct bdx_evaluate_options *options, struct bdx_evaluation *result,
 		 struct bd_error *err)
 {
-	struct evaluation e = { .options = options, .result = result };
+	struct evaluation e = { .options = options, .result = result, .started = bdx_now() };
 	int rc;
 
 	*result = (struct bdx_evaluation){ 0 };
 	if (options->windows < 1 || options->windows > 1 << 20 || options->length < 2 ||
-	    options->length > 1 << 20)
-		return bd_error_set(err, -EINVAL, "windows (at least 1) or length (at least 2 tokens) are "
-				    "out of range");
+	    options->length > 1 << 20 || !(options->seconds >= 0))
+		return bd_error_set(err, -EINVAL, "windows (at least 1), length (at least 2 tokens) or seconds "
+				    "are out of range");
 	rc = open_inputs(&e, err);
 	if (rc == 0)
 		rc = run(&e, err);

@@ -17,12 +17,15 @@ struct bdx_evaluate_options {
 	const char *text;       /* NULL: text that the fine-tune writes, and the general text */
 	const char *device;
 	uint64_t length, windows; /* 128, at most 256 */
+	double seconds;         /* that it may take, about: fewer windows then, but always some; 0: all of
+	                         * them, however long it takes. 60 */
 	unsigned threads;
 	struct bd_watch watch;
 };
 
 struct bdx_text_quality {
 	char name[256];         /* of the text */
+	uint64_t windows;       /* of it that were used */
 	double perplexity_fine;
 	struct bdx_quality base, delta;
 };

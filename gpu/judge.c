@@ -9,18 +9,20 @@
 #include "device.h"
 
 #define LOGITS ((uint64_t)1 << 24) /* elements of one chunk of logits */
-#define PASS_TOKENS 4096           /* of one forward pass, where memory allows */
+#define PASS_TOKENS 4096           /* of one forward pass, where memory allows; */
+#define CPU_TOKENS 1024            /* on the CPU, so that progress is seen to be made */
 
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
 	return a < b ? a : b;
 }
 
-/* Windows of one forward pass: as many as have PASS_TOKENS tokens, fewer where they would take
- * more than half of the memory that is left. */
+/* Windows of one forward pass: as many as have so many tokens, fewer where they would take more
+ * than half of the memory that is left. */
 static uint64_t pass_windows(const struct bdx_judge *j, const struct bdx_model *model)
 {
-	uint64_t length = j->windows->length, count = PASS_TOKENS / length;
+	uint64_t length = j->windows->length;
+	uint64_t count = (bdx_device_is_cpu(j->ops) ? CPU_TOKENS : PASS_TOKENS) / length;
 	size_t available = j->ops->available(j->ops);
 
 	count = smaller(count ? count : 1, j->windows->count);

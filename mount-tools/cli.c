@@ -207,6 +207,8 @@ static void show_progress(void *context, unsigned long long done, unsigned long 
 		fprintf(stderr, "%s: %.0f%%", p->verb, 100 * share);
 		if (!p->share_only)
 			fprintf(stderr, " (%s of %s)", have, all);
+		else if (left >= 0)
+			fprintf(stderr, ", %d:%02d left", left / 60, left % 60);
 		fputc('\n', stderr);
 		return;
 	}
@@ -337,7 +339,7 @@ static void print_row(const char *name, const char *unit, const struct bd_encodi
 		       format_bytes(e->bytes, a), format_bytes(e->stored, b));
 }
 
-int print_summary(const struct bd_delta *delta, struct bd_error *err)
+int print_summary(const struct bd_delta *delta, bool errors, struct bd_error *err)
 {
 	struct bd_summary s;
 	char a[32], b[32];
@@ -351,9 +353,11 @@ int print_summary(const struct bd_delta *delta, struct bd_error *err)
 	printf("  %-6s %6s %-8s %10s -> %10s   ratio %.2f\n", "whole", "", "",
 	       format_bytes(s.fine_bytes, a), format_bytes(s.delta_bytes, b),
 	       (double)s.fine_bytes / (double)s.delta_bytes);
-	if (s.worst)
-		printf("  error of weights coded by signs%s: median %.3f, worst %.3f (%s)\n",
-		       delta->distilled ? ", before distillation" : "", s.error_median,
-		       s.error_worst, s.worst);
+	if (errors && s.worst) {
+		printf("  changes coded by signs are off by %.3f of their size%s (median; at most %.3f,\n  ",
+		       s.error_median, delta->distilled ? " before distillation" : "", s.error_worst);
+		print_plain(s.worst);
+		printf("); what this means for the outputs, bitdelta eval measures\n");
+	}
 	return 0;
 }

@@ -77,8 +77,9 @@ char *format_bytes(uint64_t bytes, char buf[32]);
 void print_plain(const char *text);
 /* The same for text of several lines: line feeds and tabs are printed too. */
 void print_lines(const char *text, size_t size);
-/* The table that import and info end with, and the same as members of a JSON object. */
-int print_summary(const struct bd_delta *delta, struct bd_error *err);
+/* The table that import and info end with (`errors`: of weights, too), and the same as members of a JSON
+ * object. */
+int print_summary(const struct bd_delta *delta, bool errors, struct bd_error *err);
 int json_summary(struct json *j, cJSON *object, const struct bd_delta *delta, struct bd_error *err);
 
 #endif

@@ -88,6 +88,8 @@ void engine_print_distillation(const struct bdx_distill_report *r)
 	print_plain(r->device);
 	printf(": kl %.4g -> %.4g on held-out text, %.1f s\n", r->kl_before, r->kl_after,
 	       r->seconds_total);
+	printf("  likeliest next token as the fine-tune's: %.1f %% -> %.1f %%; bitdelta eval tells more\n",
+	       100 * r->top1_before, 100 * r->top1_after);
 }
 
 void engine_json_real(struct json *j, cJSON *object, const char *name, double value)
@@ -111,6 +113,8 @@ void engine_json_distillation(struct json *j, cJSON *o, const struct bdx_distill
 	engine_json_real(j, o, "kl_after", r->kl_after);
 	engine_json_real(j, o, "mse_before", r->mse_before);
 	engine_json_real(j, o, "mse_after", r->mse_after);
+	engine_json_real(j, o, "top1_before", r->top1_before);
+	engine_json_real(j, o, "top1_after", r->top1_after);
 	json_number(j, o, "best_step", "%llu", (unsigned long long)r->best_step);
 	json_number(j, o, "seconds_load", "%.3f", r->seconds_load);
 	json_number(j, o, "seconds_calibrate", "%.3f", r->seconds_calibrate);

@@ -15,7 +15,9 @@ static const char help[] =
 "  --fine FINE          the fine-tune that X.bdelta was made from\n"
 "  --text FILE          text, JSON lines or token numbers; default: by FINE, and built in\n"
 "  --length N           tokens a window (default 128)\n"
-"  --windows N          of each text, at most (default 256)\n"
+"  --windows N          of each text, however long that takes; default: as many as --seconds allow,\n"
+"                       at most 256\n"
+"  --seconds N          that it may take, about (default 60)\n"
 "  --device DEVICE      auto (the default), cpu, cuda or cuda:N\n"
 "  --threads N          default: one per core\n"
 "  --json               progress on stderr and result on stdout as JSON\n"
@@ -28,7 +30,7 @@ static const char help[] =
 
 struct arguments {
 	struct bdx_evaluate_options options;
-	const char *device, *length, *windows, *threads;
+	const char *device, *length, *windows, *seconds, *threads;
 	bool json, quiet;
 };
 
@@ -91,6 +93,7 @@ static int json_report(const struct arguments *a, const struct bdx_evaluation *e
 		cJSON *text = json_element(&j, texts), *fine;
 
 		json_string(&j, text, "name", t->name);
+		json_number(&j, text, "windows", "%" PRIu64, t->windows);
 		json_number(&j, text, "tokens", "%" PRIu64, t->delta.tokens);
 		json_quality(&j, text, "base", &t->base);
 		json_quality(&j, text, "delta", &t->delta);
@@ -126,8 +129,8 @@ static void print_report(const struct arguments *a, const struct bdx_evaluation 
 
 		printf("  ");
 		print_plain(t->name);
-		printf(", %" PRIu64 " tokens\n    %-9s  %9s  %8s  %11s  %10s\n",
-		       t->delta.tokens, "", "kl", "top-1", "mse", "perplexity");
+		printf(", %" PRIu64 " tokens in %" PRIu64 " windows\n    %-9s  %9s  %8s  %11s  %10s\n",
+		       t->delta.tokens, t->windows, "", "kl", "top-1", "mse", "perplexity");
 		print_quality("base", &t->base);
 		print_quality("delta", &t->delta);
 		printf("    %-9s  %9s  %8s  %11s  %10.4g\n", "fine-tune", "", "", "",
@@ -162,6 +165,10 @@ static int settle(const struct command *command, struct arguments *a, int argc)
 		status = command_whole(command, "--length", a->length, 2, 1 << 20, &o->length);
 	if (status == EXIT_OK)
 		status = command_whole(command, "--windows", a->windows, 1, 1 << 20, &o->windows);
+	if (a->windows)
+		o->seconds = 0;
+	if (status == EXIT_OK)
+		status = command_real(command, "--seconds", a->seconds, 1, 1e9, &o->seconds);
 	if (status == EXIT_OK && (!o->base || !o->fine || argc - optind != 1))
 		status = command_usage(command, "one .bdelta file, --base and --fine are needed");
 	return status;
@@ -176,6 +183,7 @@ static int run(const struct command *command, int argc, char **argv)
 		{ "text", .value = &a.options.text },
 		{ "length", .value = &a.length },
 		{ "windows", .value = &a.windows },
+		{ "seconds", .value = &a.seconds },
 		{ "device", .value = &a.device },
 		{ "threads", .value = &a.threads },
 		{ "json", .flag = &a.json },

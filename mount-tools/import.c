@@ -51,8 +51,8 @@ static const char help[] =
 "The other files of FINE are kept exactly, subdirectories too, but for second copies of the weights,\n"
 "the state of its training and what is larger than 64 MiB.\n"
 "An import that fails or is interrupted leaves the old FILE or nothing. Once FILE is there its scales\n"
-"are refined until its outputs are close to FINE's, on a GPU where there is one, or where that takes\n"
-"minutes; interrupted then, FILE stays, with closed-form scales. What others put in its place meanwhile\n"
+"are refined until its outputs are close to FINE's, on a GPU where there is one, or on the processor\n"
+"within an hour (how long is said); interrupted then, FILE stays, with closed-form scales. What others put in its place meanwhile\n"
 "is left alone. Permissions of a file that is replaced stay.\n";
 
 struct arguments {
@@ -309,7 +309,7 @@ static int report(const struct arguments *a, double seconds, struct bd_error *er
 	} else {
 		print_plain(out);
 		putchar('\n');
-		rc = print_summary(delta, err);
+		rc = print_summary(delta, !a->report.done, err);
 		engine_print_distillation(&a->report);
 		printf("  %.1f s, at most %s of memory\n", seconds, format_bytes(memory, text));
 	}

@@ -124,7 +124,7 @@ static int print_delta(const struct bd_delta *d, bool tensors, struct bd_error *
 	for (size_t f = 0; tensors && f < d->file_count; f++)
 		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++)
 			print_tensor(&d->files[f].entries[i]);
-	return print_summary(d, err);
+	return print_summary(d, true, err);
 }
 
 static int run(const struct command *command, int argc, char **argv)

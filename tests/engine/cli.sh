@@ -36,7 +36,7 @@ holds "import --json: members" import.json \
 	'list(o) == ["output", "fine_bytes", "delta_bytes", "ratio", "sign_weights", "encodings",
 		"other_files", "error", "distillation", "seconds", "peak_memory"] and
 	list(o["distillation"]) == ["done", "device", "kl_before", "kl_after", "mse_before", "mse_after",
-		"best_step", "seconds_load", "seconds_calibrate", "seconds_teacher", "seconds_steps",
+		"top1_before", "top1_after", "best_step", "seconds_load", "seconds_calibrate", "seconds_teacher", "seconds_steps",
 		"seconds_total", "peak_memory"]'
 holds "import --json: figures" import.json "(lambda d: 0 < d['best_step'] <= 200 and
 	'CPU' in d['device'] and d['peak_memory'] > 1e6 and d['seconds_total'] <= o['seconds'] and
@@ -48,8 +48,13 @@ holds "info knows" info.json 'o["import"] == {"scale": "rank1", "attenuation": 1
 holds "all but the scales is as without" info.json '(lambda c: all(o[k] == c[k] for k in ("base", "encodings",
 	"other_files", "error", "sign_weights")) and not c["import"]["distilled"])(json.load(open("closed.json")))'
 check "info prints so" grep -q '^  scales rank1, distilled,' <("$BITDELTA" info kjv.bdelta)
-check "a line says what it did" grep -qE '^  distilled on .*: kl [0-9.]+ -> [0-9.]+ on held-out text' \
-	<("$BITDELTA" import --base "$B" "$F" --steps 10 --seed 3 -o line.bdelta 2>&1)
+"$BITDELTA" import --base "$B" "$F" --steps 10 --seed 3 -o line.bdelta >line.txt 2>&1
+check "a line says what it did" grep -qE '^  distilled on .*: kl [0-9.]+ -> [0-9.]+ on held-out text' line.txt
+check "another one how well" grep -qE "^  likeliest next token as the fine-tune's: [0-9.]+ % -> [0-9.]+ %" line.txt
+check "the weights do not matter then" bash -c '! grep -q "off by" line.txt'
+"$BITDELTA" import --base "$B" "$F" --steps 0 -o line.bdelta >line.txt 2>&1
+check "without distillation, what is known of the weights" grep -q \
+	'^  changes coded by signs are off by 0.6[0-9]* of their size (median; at most 0.6' line.txt
 "$BITDELTA" import --json --steps 0 --base "$B" "$F" -o none.bdelta >none.json 2>none.err
 holds "--steps 0 does nothing" none.json '"distillation" not in o'
 check "--steps 0: the closed form" cmp none.bdelta closed.bdelta
@@ -97,14 +102,14 @@ check "the old file is still as it was" cmp closed.bdelta none.bdelta
 
 evaluate() { "$BITDELTA" eval --base "$B" --fine "$F" --device cpu "$@"; }
 evaluate --json kjv.bdelta --windows 24 >eval.json 2>eval.err
-same "eval: exit status" "0 " "$? $(grep -v progress eval.err)"
+same "eval: exit status" "0 " "$? $(grep -v 'progress\|"note":"this takes about' eval.err)"
 holds "eval --json: members" eval.json 'list(o) == ["file", "device", "texts", "closed", "seconds"] and
-	len(o["texts"]) == 2 and all(list(t) == ["name", "tokens", "base", "delta", "fine"] and
+	len(o["texts"]) == 2 and all(list(t) == ["name", "windows", "tokens", "base", "delta", "fine"] and
 	list(t["base"]) == list(t["delta"]) == ["tokens", "kl", "top1", "mse", "perplexity"] and
 	list(t["fine"]) == ["perplexity"] for t in o["texts"])'
 holds "eval: the delta is closer than the base" eval.json '0.5 < o["closed"] < 1 and
 	all(0 < t["delta"]["kl"] < t["base"]["kl"] and t["delta"]["mse"] < t["base"]["mse"] and
-	0 < t["delta"]["top1"] < 1 and t["tokens"] == t["base"]["tokens"] == t["delta"]["tokens"] > 1000 for t in o["texts"])'
+	0 < t["delta"]["top1"] < 1 and t["tokens"] == t["base"]["tokens"] == t["delta"]["tokens"] == 128 * t["windows"] == 128 * 24 for t in o["texts"])'
 holds "eval: its own text suits the fine-tune best" eval.json '(lambda t: 1 < t["fine"]["perplexity"] <
 	t["base"]["perplexity"])(o["texts"][0])'
 evaluate --json -q closed.bdelta --windows 24 >eval-closed.json 2>eval.err
@@ -112,7 +117,13 @@ same "eval -q" "" "$(cat eval.err)"
 holds "eval: distillation helped" eval.json 'o["closed"] > json.load(open("eval-closed.json"))["closed"]'
 evaluate kjv.bdelta --text text.txt --windows 8 >eval.txt
 same "eval --text: exit status" 0 $?
-check "eval --text names it" grep -q 'text.txt, [0-9]* tokens' eval.txt
+check "eval --text names it" grep -q 'text.txt, 1024 tokens in 8 windows' eval.txt
+evaluate --json kjv.bdelta --seconds 1 --text text.txt --length 16 >seconds.json 2>seconds.err
+holds "eval --seconds: as many windows as there is time for" seconds.json '
+	4 <= o["texts"][0]["windows"] <= 256 and o["texts"][0]["tokens"] == 16 * o["texts"][0]["windows"]'
+evaluate kjv.bdelta --seconds 1 --windows 1000 --length 256 --threads 1 >seconds.txt 2>seconds.err
+check "eval --seconds: a note says so" grep -qE \
+	'^note: [0-9]+ windows of each text instead of 1000, which takes about [0-9]+ (s|minutes) here: --seconds' seconds.err
 check "eval prints a table" grep -qE '^    delta +[0-9.]+ +[0-9.]+ % +[0-9.e+-]+ +[0-9.e+-]+$' eval.txt
 check "eval says what it means" grep -q '^The delta closes [0-9.]* % of' eval.txt
 refuses "eval: another fine-tune" 1 "^bitdelta eval: $B is not the fine-tune that kjv.bdelta was made from: " \

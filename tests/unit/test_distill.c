@@ -464,6 +464,35 @@ static void other_fine_tunes_are_refused(void **state)
 	}
 }
 
+/* Windows are as many as there is time for, and some in any case. */
+static void evaluation_takes_its_time(void **state)
+{
+	char *dir = td_dir(), *closed = import_closed(dir);
+	static const double seconds[] = { 1e-6, 1e9, 0 };
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		struct bdx_evaluate_options e;
+		struct bdx_evaluation result;
+		struct bd_error err = { 0 };
+
+		bdx_evaluate_defaults(&e);
+		assert_true(e.seconds == 60 && e.windows == 256);
+		e.base = BASE;
+		e.fine = FINE;
+		e.delta = closed;
+		e.device = "cpu";
+		e.windows = 9;
+		e.length = 8;
+		e.seconds = seconds[i];
+		if (bdx_evaluate(&e, &result, &err) < 0)
+			fail_msg("%s", err.text);
+		assert_int_equal(result.texts[0].windows, i ? 9 : 4);
+		assert_int_equal(result.texts[1].windows, i ? 9 : 4);
+		assert_int_equal(result.texts[0].delta.tokens, 8 * result.texts[0].windows);
+	}
+}
+
 /* NaN among the logits: said whose they are, and no figures. */
 static void models_without_numbers(void **state)
 {
@@ -556,6 +585,7 @@ int main(void)
 		cmocka_unit_test(tokenizers_may_not_fit),
 		cmocka_unit_test(the_base_may_be_wider),
 		cmocka_unit_test(other_fine_tunes_are_refused),
+		cmocka_unit_test(evaluation_takes_its_time),
 		cmocka_unit_test(models_without_numbers),
 		cmocka_unit_test(generation_is_repeatable),
 	};
