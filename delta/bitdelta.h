@@ -52,7 +52,7 @@ struct bitdelta_error {
 struct bitdelta_file {
 	const char *name; /* UTF-8; a path below the directory: "config.json", "1_Pooling/config.json" */
 	uint64_t size;    /* in bytes */
-	int safetensors;  /* 1: a file of tensors; 0: any other, such as config.json */
+	int safetensors;  /* 1: it has some of the tensors below; 0: any other, such as config.json */
 };
 
 struct bitdelta_tensor {

@@ -28,6 +28,8 @@ static void json_tensor(struct json *j, cJSON *array, const struct bd_delta_file
 
 	json_string(j, o, "name", e->tensor->name);
 	json_string(j, o, "file", file->name);
+	if (e->copy)
+		json_bool(j, o, "copy", true);
 	json_string(j, o, "dtype", bd_dtype_name(e->tensor->dtype));
 	json_raw(j, o, "shape", bd_tensor_shape_text(e->tensor, shape, sizeof(shape)));
 	json_string(j, o, "encoding", bd_encoding_name(e->encoding));
@@ -52,6 +54,16 @@ static void json_tensor(struct json *j, cJSON *array, const struct bd_delta_file
 		json_raw(j, base, "shape", bd_tensor_shape_text(&of_base, shape, sizeof(shape)));
 		json_string(j, base, "xxh128", e->base_xxh128);
 	}
+}
+
+/* A file without tensors. */
+static void json_file(struct json *j, cJSON *array, const struct bd_delta_file *file)
+{
+	cJSON *o = json_element(j, array);
+
+	json_string(j, o, "name", file->name);
+	json_number(j, o, "bytes", "%" PRIu64, file->size);
+	json_number(j, o, "stored", "%" PRIu64, file->stored->size);
 }
 
 static int json_delta(const struct bd_delta *d, bool tensors, struct bd_error *err)
@@ -89,6 +101,10 @@ static int json_delta(const struct bd_delta *d, bool tensors, struct bd_error *e
 		for (size_t f = 0; f < d->file_count; f++)
 			for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++)
 				json_tensor(&j, part, &d->files[f], &d->files[f].entries[i]);
+		part = json_array(&j, o, "files");
+		for (size_t f = 0; f < d->file_count; f++)
+			if (!d->files[f].st)
+				json_file(&j, part, &d->files[f]);
 	}
 	return json_print(&j, stdout, err);
 }
@@ -104,8 +120,16 @@ static void print_tensor(const struct bd_entry *e)
 		printf("  error %.3f", e->error);
 	else
 		printf("  %11s", "");
-	printf("  %s%s%s\n", e->tensor->name, e->base_name ? ", in the base " : "",
-	       e->base_name ? e->base_name : "");
+	printf("  %s%s%s%s\n", e->tensor->name, e->base_name ? ", in the base " : "",
+	       e->base_name ? e->base_name : "", e->copy ? ", a copy that does not count" : "");
+}
+
+static void print_file(const struct bd_delta_file *file)
+{
+	char a[32], b[32];
+
+	printf("  %-26s %10s -> %10s  %11s  %s\n", "file", format_bytes(file->size, a),
+	       format_bytes(file->stored->size, b), "", file->name);
 }
 
 static int print_delta(const struct bd_delta *d, bool tensors, struct bd_error *err)
@@ -124,6 +148,9 @@ static int print_delta(const struct bd_delta *d, bool tensors, struct bd_error *
 	for (size_t f = 0; tensors && f < d->file_count; f++)
 		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++)
 			print_tensor(&d->files[f].entries[i]);
+	for (size_t f = 0; tensors && f < d->file_count; f++)
+		if (!d->files[f].st)
+			print_file(&d->files[f]);
 	return print_summary(d, true, err);
 }
 

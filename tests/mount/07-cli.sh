@@ -57,7 +57,9 @@ holds "info --json: base and error" info.json \
 	"distilled": False} and 0 < o["error"]["median"] <= o["error"]["worst"] < 1'
 "$BITDELTA" info --json --tensors kjv.bdelta >tensors.json
 holds "info --tensors --json: the same and tensors" tensors.json \
-	'{k: o[k] for k in o if k != "tensors"} == json.load(open("info.json"))'
+	'{k: o[k] for k in o if k not in ("tensors", "files")} == json.load(open("info.json"))'
+holds "info --tensors --json: files" tensors.json \
+	'[f["name"] for f in o["files"]] == sorted(f["name"] for f in o["files"]) and sum(f["bytes"] for f in o["files"]) == o["other_files"]["bytes"]'
 holds "info --tensors --json: sums" tensors.json \
 	'all(sum(t[what] for t in o["tensors"] if t["encoding"] == name) == e[what]
 		for name, e in o["encodings"].items() for what in ("bytes", "stored")) and

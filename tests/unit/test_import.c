@@ -19,7 +19,9 @@
 #include <unistd.h>
 
 #include "export.h"
+#include "export.h"
 #include "import.h"
+#include "refine.h"
 #include "testdata.h"
 #include "testdelta.h"
 #include "verify.h"
@@ -1278,6 +1280,72 @@ static int child(char **argv)
 	return fclose(to) == 0 ? 0 : 1;
 }
 
+/* Subdirectories, and a file too large for a stream, through refining and export. */
+static void whole_directory(void **state)
+{
+	static const char *const names[] = {
+		"1_Pooling/config.json", "a/b/c", "large", "model.safetensors", "projector.safetensors",
+	};
+	struct bd_file_rule keep = { true, "large" };
+	struct bd_import_options o = defaults;
+	atomic_int stop = 1;
+	struct bd_watch nobody = { 0 }, stopped = { .cancel = &stop };
+	struct pair *p = new_pair();
+	char *large, *refined, *out;
+	struct bd_base *base;
+	struct bd_delta *d;
+	struct bd_view *v;
+	float *scales;
+	size_t size;
+
+	(void)state;
+	both(p, "l.0.q.weight", BD_BF16, 2, 32, 64, 0, true);
+	written(p);
+	td_mkdir(p->fine_path, "a/b");
+	td_mkdir(p->fine_path, "1_Pooling");
+	td_text(p->fine_path, "1_Pooling/config.json", "{}");
+	td_text(p->fine_path, "a/b/c", "deep");
+	td_safetensors(p->fine_path, "projector.safetensors", p->fine, 1, NULL);
+	large = td_text(p->fine_path, "large", "begin");
+	assert_int_equal(truncate(large, BD_MAX_SIDECAR + 5), 0);
+	o.file_rules = &keep;
+	o.file_rule_count = 1;
+	imported(o, p->base_path, p->fine_path, p->out);
+	d = opened(p->out);
+	assert_int_equal(d->file_count, 5);
+	for (size_t i = 0; i < 5; i++)
+		assert_string_equal(d->files[i].name, names[i]);
+	assert_true(d->files[2].plain && !d->files[4].plain && !d->files[4].st);
+	assert_int_equal(d->files[2].size, BD_MAX_SIDECAR + 5);
+
+	scales = ts_memory(d->scales->size);
+	for (uint64_t i = 0; i < d->scales->count; i++)
+		scales[i] = 1;
+	refined = td_path(p->dir, "out/y.bdelta");
+	if (bd_refine(d, scales, refined, NULL, NULL, &err) || bd_base_open(&base, p->base_path, &err))
+		fail_msg("%s", err.text);
+	bd_delta_close(d);
+	unlink(large);
+	d = opened(refined);
+	if (bd_verify(d, base, &nobody, &err) || bd_view_open(&v, d, base, &err))
+		fail_msg("%s", err.text);
+	out = td_path(td_mkdir(p->dir, "exports"), "x");
+	assert_int_equal(bd_export(v, out, &stopped, &err), -EINTR);
+	assert_int_equal(strangers(td_path(p->dir, "exports"), NULL), 0);
+	if (bd_export(v, out, &nobody, &err))
+		fail_msg("%s", err.text);
+	assert_string_equal(td_read(td_path(out, "a/b/c"), &size), "deep");
+	assert_string_equal(td_read(td_path(out, "1_Pooling/config.json"), &size), "{}");
+	large = td_read(td_path(out, "large"), &size);
+	assert_int_equal(size, BD_MAX_SIDECAR + 5);
+	assert_string_equal(large, "begin");
+	unlink(td_path(out, "large"));
+	bd_view_close(v);
+	bd_base_close(base);
+	unlink(p->out);
+	unlink(refined);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -1297,6 +1365,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(overflow_in_one_row),
 		cmocka_unit_test(half_bytes),
 		cmocka_unit_test(long_names),
+		cmocka_unit_test(whole_directory),
 		cmocka_unit_test(header_room),
 		cmocka_unit_test(many_tensors),
 		cmocka_unit_test(bounded_memory),
