@@ -59,6 +59,23 @@ check "without distillation, what is known of the weights" grep -q \
 holds "--steps 0 does nothing" none.json '"distillation" not in o'
 check "--steps 0: the closed form" cmp none.bdelta closed.bdelta
 
+# --- what an export gave, imported again ---
+
+cp closed.bdelta generation1.bdelta
+for i in 1 2; do
+	must "$BITDELTA" export -q generation$i.bdelta --base "$B" -o generation$i
+	must "$BITDELTA" import -q --steps 0 --base "$B" generation$i -o generation$((i + 1)).bdelta
+done
+for i in 1 3; do
+	"$BITDELTA" eval --json --windows 4 --device cpu generation$i.bdelta --base "$B" --fine "$F" >generation$i.json
+done
+holds "the third generation is as close as the first" generation1.json 'all(
+	abs(a["delta"]["kl"] - b["delta"]["kl"]) < 0.02 * a["delta"]["kl"]
+	for a, b in zip(o["texts"], json.load(open("generation3.json"))["texts"], strict=True))'
+"$BITDELTA" info --json generation3.bdelta >generation.json
+holds "its factor is 1" generation.json 'o["import"]["attenuation"] == 1 and o["error"]["worst"] < 0.1'
+rm -r generation1 generation2
+
 # --- distill ---
 
 for i in 1 2; do
