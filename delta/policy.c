@@ -30,7 +30,7 @@ static const char *const exact[] = {
 	"*running_mean*", "*running_var*",
 	"*norm*", "*.ln_*", "*.bias", "*_bias",
 	"*scale", "*scales", "*scale_inv", "*scale_[0-9]", "*zero_point", "*zero_points", "*zeros",
-	"*absmax", "*quant_map", "*.A_log",
+	"*absmax", "*quant_map", "*centroids*", "*codebooks*", "*lookup_table*", "*.A_log",
 	"*router*", "*.gate.weight", "*.wg.weight", "score.weight", "classifier.*", "*.v_head.*",
 };
 
