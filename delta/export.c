@@ -156,10 +156,17 @@ static int create_files(struct export *x, struct bd_error *err)
 	return 0;
 }
 
-static void take_permissions(const struct export *x, const char *out)
+static void take_permissions(struct export *x, const char *out)
 {
-	int fd = x->replaces ? open(x->temporary, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	struct stat st;
+	int fd;
 
+	/* As they are now, also of an empty directory that came meanwhile. */
+	if (lstat(out, &st) == 0 && S_ISDIR(st.st_mode)) {
+		x->old = st;
+		x->replaces = true;
+	}
+	fd = x->replaces ? open(x->temporary, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 	if (fd < 0)
 		return;
 	bd_permissions_take(fd, out, &x->old);
