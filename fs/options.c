@@ -524,10 +524,10 @@ static int parse(struct bdfs_command *command, int argc, char *const *argv, stru
 		r = take_options(command, lists[i], sloppy, err);
 	if (r < 0)
 		return r;
-	if (count == 1 && first_base) {
+	if (count < 2 && first_base) {
 		positional[1] = positional[0];
 		positional[0] = first_base;
-		count = 2;
+		count++;
 	} else if (first_base) {
 		r = append(&command->options.bases, &command->options.base_count, first_base, err);
 	}

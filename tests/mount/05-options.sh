@@ -37,6 +37,7 @@ refuses "blocks" 1 'blocks=some: expected full or stored' "$MOUNT" "$B" "$M" -o 
 refuses "--base without a value" 1 'unknown option|--base needs a value' "$MOUNT" "$M" --deltas "$K" --base
 refuses "--base with an empty value" 1 '--base needs a value' "$MOUNT" --base= "$M" --deltas "$K"
 refuses "--deltas without a value" 1 '--deltas needs a value' "$MOUNT" "$B" "$M" --deltas
+refuses "--base and --deltas, but no mount point" 1 'the mount point is missing' "$MOUNT" --base "$B" --deltas "$K"
 refuses "--deltas, but no base" 1 'mount point is missing' "$MOUNT" "$M" --deltas "$K"
 refuses "an option that only begins so" 1 'unknown option "--bases"' "$MOUNT" --bases "$B" "$M" --deltas "$K"
 refuses "a long option of others" 1 'unknown option "--delta=x"' "$MOUNT" "$B" "$M" --delta=x
