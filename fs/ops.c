@@ -143,7 +143,8 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	const struct bdfs_node *directory = bdfs_tree_get(ops->tree, parent), *node = NULL;
 	struct fuse_entry_param entry = { 0 };
 
-	if (!directory || !directory->directory) {
+	/* "." of a file: a handle to it is opened, of an NFS server mostly, that the kernel has forgotten. */
+	if (!directory || (!directory->directory && strcmp(name, ".") != 0)) {
 		fuse_reply_err(req, directory ? ENOTDIR : ESTALE);
 		goto out;
 	}
