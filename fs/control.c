@@ -63,7 +63,7 @@ static struct sums sums_of(const struct bdfs_models *m)
 	struct sums sums = { 0 };
 
 	for (size_t i = 0; i < m->count; i++) {
-		sums.virtual_bytes += m->list[i]->is_base ? 0 : m->list[i]->virtual_bytes;
+		sums.virtual_bytes += m->list[i]->virtual_bytes;
 		sums.stored_bytes += m->list[i]->stored_bytes;
 	}
 	return sums;
@@ -207,7 +207,7 @@ static void print_status(struct bd_buffer *b, struct bdfs_models *m, const struc
 			bd_buffer_printf(b, "\n");
 		}
 	}
-	bd_buffer_printf(b, "models    %zu; the fine-tunes show %s and are kept in %s\n", m->count,
+	bd_buffer_printf(b, "models    %zu, which show %s; their deltas take %s\n", m->count,
 			 amount(sums.virtual_bytes, one), amount(sums.stored_bytes, two));
 	bd_buffer_printf(b, "reads     %" PRIu64 ", %s given out, of %s base and %s delta; %" PRIu64
 			 " errors\n", bdfs_counted(&m->totals.reads),

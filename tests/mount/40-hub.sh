@@ -80,6 +80,9 @@ for layout in dirs hub; do
 	check "$layout, show_base: contents of the base" diff -r "$B" "$M/${prefix}base/$below"
 	[ $layout = dirs ] || below=snapshots/$(revision models--plain)
 	check "$layout, show_base: contents of the model" diff -r "$W/truth/c" "$M/${prefix}plain/$below"
+	shown=$(find "$M" -type f -not -path '*/refs/*' -printf '%s\n' | awk '{ n += $1 } END { print n }')
+	same "$layout, show_base: the bytes of both are counted" "$shown" "$(stat_of "$M" 's["totals"]["virtual_bytes"]')"
+	check "$layout, show_base: so says status" grep -q '^models    2, which show ' "$M/.bitdelta/status"
 	check "$layout, show_base: umount" unmount "$M"
 done
 check "show_base without deltas" mount_at "$M" "$B" show_base
