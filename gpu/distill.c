@@ -180,7 +180,10 @@ static int open_device(struct distill *d, struct bd_error *err)
 		return rc;
 	bdx_device_watch(d->ops, &d->options->watch);
 	snprintf(d->report->device, sizeof(d->report->device), "%s", d->ops->name);
-	if (!bdx_device_is_cpu(d->ops) || strcmp(d->options->device, "cpu") == 0)
+	if (!bdx_device_is_cpu(d->ops))
+		return 0;
+	d->parts[LOAD_BASE] /= 10; /* until foresee() knows */
+	if (strcmp(d->options->device, "cpu") == 0)
 		return 0;
 	rc = bdx_device_estimate(d->ops, all_operations(d), &seconds, err);
 	if (rc < 0 || seconds <= BDX_PATIENCE)

@@ -256,6 +256,22 @@ check "interrupted distillation: the old file" cmp int.bdelta refined1.bdelta
 pids=()
 same "nothing else is left" "" "$(ls -A | grep tmp)"
 
+# --- what takes long ---
+
+"${defaults[@]}" "$BITDELTA" distill int.bdelta --steps 200000 --device cpu --base "$B" --fine "$F" 2>long.err &
+pid=$!
+pids+=("$pid")
+check "how long distilling takes is said when it begins" wait_for 60 grep -qE \
+	'^note: distilling takes about [0-9]+ (minutes|hours|days) on this processor; interrupted, it leaves' long.err
+kill -INT $pid
+wait $pid
+pids=()
+"$BITDELTA" import --json --steps 1000000 --base "$B" "$F" -o long.bdelta >long.json 2>long.err
+same "too long: exit status" 0 $?
+holds "too long: it is not begun" long.json 'not o["distillation"]["done"] and
+	"this processor would take some" in o["distillation"]["why"]'
+check "too long: the closed form" cmp long.bdelta closed.bdelta
+
 # --- what cannot be distilled ---
 
 cp -r "$F" other

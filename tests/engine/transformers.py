@@ -236,6 +236,14 @@ def random_case(program, name, folder):
     with open(os.path.join(other, "config.json"), "w") as f:
         json.dump(config, f)
     compare(program, f"{name}, as version {4 if newer else 5}", other, tokens, theirs)
+    with open(os.path.join(other if newer else directory, "config.json")) as f:
+        config = json.load(f)
+    if config.get("rope_scaling"):
+        # What version 4 says counts, and nothing of what stands beside it.
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": 123.0}
+        with open(os.path.join(other, "config.json"), "w") as f:
+            json.dump(config, f)
+        compare(program, f"{name}, as both", other, tokens, theirs)
 
 
 def given(program, directory):
