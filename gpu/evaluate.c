@@ -33,7 +33,8 @@ struct evaluation {
 	struct bdx_model *teacher;
 	struct bdx_windows windows[2];
 	struct bdx_judge *judges[2];
-	uint64_t planned;         /* windows of each text */
+	uint64_t most;            /* windows of each text that are wanted, and there */
+	uint64_t planned;         /* of which there is time for so many */
 	/* Seconds, measured or foreseen: */
 	double started;           /* when */
 	double begin;             /* for all before the first text */
@@ -107,7 +108,7 @@ static int open_inputs(struct evaluation *e, struct bd_error *err)
 }
 
 /* The first windows of a file, as many as are wanted and there. */
-static int text_windows(struct evaluation *e, struct bd_error *err)
+static int read_text(struct evaluation *e, struct bd_error *err)
 {
 	const struct bdx_evaluate_options *o = e->options;
 	struct bdx_windows *w = &e->windows[0];
@@ -118,7 +119,7 @@ static int text_windows(struct evaluation *e, struct bd_error *err)
 	if (rc < 0)
 		return rc;
 	w->length = o->length;
-	w->count = count / o->length < e->planned ? count / o->length : e->planned;
+	w->count = e->most = count / o->length < o->windows ? count / o->length : o->windows;
 	if (w->count == 0)
 		return bd_error_set(err, -EINVAL, "%s: %" PRIu64 " tokens are too few for a window of %"
 				    PRIu64, o->text, count, o->length);
@@ -132,8 +133,10 @@ static int make_windows(struct evaluation *e, const struct bd_watch *watch, stru
 	int rc;
 
 	e->result->count = 1;
-	if (o->text)
-		return text_windows(e, err);
+	if (o->text) {
+		e->windows[0].count = e->planned;
+		return 0;
+	}
 	rc = bdx_generate_windows(&e->windows[0], e->teacher, e->fine, e->tokenizer, e->planned,
 				  o->length, SEED, watch, err);
 	if (rc == 0 && e->tokenizer)
@@ -211,7 +214,8 @@ static int measure(struct evaluation *e, const struct bdx_config *config,
 static int refuse_slow(struct evaluation *e, const char *no_gpu, struct bd_error *err)
 {
 	const struct bdx_evaluate_options *o = e->options;
-	double operations = 2 * bdx_config_products(e->config) * 7 * (double)(LEAST * o->length), seconds;
+	uint64_t windows = e->most < LEAST ? e->most : LEAST;
+	double operations = 2 * bdx_config_products(e->config) * 7 * (double)(windows * o->length), seconds;
 	char text[32];
 	int rc;
 
@@ -233,7 +237,7 @@ static int plan_writing(struct evaluation *e, double left, uint64_t *together, d
 	const struct bdx_evaluate_options *o = e->options;
 	int rc;
 
-	*together = bdx_together(e->teacher, o->windows, o->length);
+	*together = bdx_together(e->teacher, e->most, o->length);
 	for (;;) {
 		rc = bdx_pace_draw(token, e->teacher, *together, o->length, err);
 		if (rc < 0 || *together <= LEAST || *token * (double)o->length <= left / 2)
@@ -247,7 +251,7 @@ static int plan(struct evaluation *e, struct bd_error *err)
 {
 	const struct bdx_evaluate_options *o = e->options;
 	double texts = !o->text && e->tokenizer ? 2 : 1, left, window, group = 0, count;
-	uint64_t together = o->windows;
+	uint64_t together = e->most;
 	struct bdx_pace pace;
 	int rc = bdx_pace_measure(&pace, e->teacher, o->length, err);
 
@@ -266,7 +270,7 @@ static int plan(struct evaluation *e, struct bd_error *err)
 		count = floor((left - group) / window);
 	else if (group > 0)
 		count = (double)together * floor(left / ((double)together * window + group));
-	count = fmin(fmax(count, LEAST), (double)o->windows);
+	count = fmin(fmax(count, LEAST), (double)e->most);
 	e->planned = (uint64_t)count;
 	e->write = group * ceil(count / (double)together);
 	e->teach = texts * count * pace.pass;
@@ -282,9 +286,9 @@ static void announce(const struct evaluation *e)
 	char text[32];
 
 	bdx_device_duration(seconds, text);
-	if (e->planned < o->windows)
+	if (e->planned < e->most)
 		bdx_note(&o->watch, "%" PRIu64 " windows of each text instead of %" PRIu64 ", which takes about "
-			 "%s here: --seconds and --windows decide", e->planned, o->windows, text);
+			 "%s here: --seconds and --windows decide", e->planned, e->most, text);
 	else if (seconds > SHORT)
 		bdx_note(&o->watch, "this takes about %s here: --seconds and --windows decide", text);
 }
@@ -335,7 +339,11 @@ static int run(struct evaluation *e, struct bd_error *err)
 		return rc;
 	bdx_device_watch(e->ops, &o->watch);
 	snprintf(e->result->device, sizeof(e->result->device), "%s", e->ops->name);
-	rc = refuse_slow(e, no_gpu, err);
+	e->most = o->windows;
+	if (o->text)
+		rc = read_text(e, err);
+	if (rc == 0)
+		rc = refuse_slow(e, no_gpu, err);
 	if (rc == 0)
 		rc = run_teacher(e, err);
 	from = e->begin + e->write + e->teach;
