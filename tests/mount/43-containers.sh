@@ -8,7 +8,7 @@ import "$DATA/base" "$DATA/kjv" kjv
 host=$W/models # the directory that a container is given; the mount is below it
 mkdir -p "$host/nano" "$W/inside"
 if ! mount --bind "$host" "$host" || ! mount --make-shared "$host" ||
-	! unshare --mount --propagation slave true; then
+	! unshare --mount --propagation slave true 2>/dev/null; then
 	skip "containers" "mount namespaces are not permitted"
 	finish
 fi
@@ -20,10 +20,10 @@ container() {
 	wait_for 10 grep -qx sleep "/proc/$!/comm" # its mounts are now as they will be
 	must enter $! mount --rbind "$host" "$W/inside"
 }
-enter() { # PROCESS COMMAND...
+enter() { # PROCESS COMMAND...; --root and --wd: in a chroot its namespace would otherwise begin above it
 	local p=$1
 	shift
-	nsenter --mount="/proc/$p/ns/mnt" "$@"
+	nsenter --mount="/proc/$p/ns/mnt" --root="/proc/$p/root" --wd="/proc/$p/cwd" "$@"
 }
 leave() {
 	kill "${pids[-1]}"
@@ -61,7 +61,7 @@ check "rshared: the host sees it" diff -r "$W/truth/kjv" "$host/nano/kjv"
 container slave
 check "rshared: another container sees it" enter "${pids[-1]}" diff -r "$W/truth/kjv" "$W/inside/nano/kjv"
 leave
-check "the daemon's process is stopped: SIGTERM" kill "$(daemon_of "$W/inside/nano")"
+check "the daemon's process is stopped: SIGTERM" kill "$(stat_of "$host/nano" 's["pid"]')"
 check "rshared: nothing stays on the host" wait_for 10 test ! -e "$host/nano/kjv"
 leave
 umount "$host"
