@@ -285,20 +285,22 @@ static int visit_file(struct walk *w, const struct place *place, const char *pat
 }
 
 /* Where a link to a directory leads: to a part of the model's directory (TAKEN), or why it is not followed. */
-static enum reason judge_link(const struct walk *w, const char *full)
+static int judge_link(const struct walk *w, const char *full, enum reason *reason)
 {
 	size_t length = strlen(w->c->path);
 	char *real = realpath(full, NULL), *rest = NULL;
-	enum reason reason = TAKEN;
 
+	if (!real && errno == ENOMEM)
+		return no_memory(w);
+	*reason = TAKEN;
 	if (!real || strncmp(real, w->c->path, length) != 0 || (real[length] && real[length] != '/'))
-		reason = ELSEWHERE;
+		*reason = ELSEWHERE;
 	else
 		for (char *name = strtok_r(real + length, "/", &rest); name; name = strtok_r(NULL, "/", &rest))
 			if (MATCHES_ANY(no_model, name))
-				reason = NO_MODEL;
+				*reason = NO_MODEL;
 	free(real);
-	return reason;
+	return 0;
 }
 
 static int walk_directory(struct walk *w, struct place *place, const char *full);
@@ -313,12 +315,16 @@ static int visit_directory(struct walk *w, const struct place *parent, const cha
 		.depth = parent->depth + 1, .reason = parent->reason, .named = parent->named,
 		.counted = parent->counted,
 	};
-	enum reason reason;
+	enum reason reason = TAKEN;
+	int rc = 0;
 
 	for (const struct place *p = parent; p; p = p->parent)
 		if (p->device == st->st_dev && p->inode == st->st_ino)
 			return leave_out(w, LOOP, parent, path, 0);
-	reason = link ? judge_link(w, full) : TAKEN;
+	if (link)
+		rc = judge_link(w, full, &reason);
+	if (rc < 0)
+		return rc;
 	if (reason == NO_MODEL || (reason == ELSEWHERE && !(rule && rule->keep)))
 		return rule && !rule->keep ? 0 : leave_out(w, reason, parent, path, 0);
 	if (place.reason == TAKEN) {

@@ -58,7 +58,9 @@ int bdfs_base_open(struct bdfs_base **out, const char *path, struct bd_error *er
 	b->path = bdfs_absolute(path);
 	r = b->path ? bd_base_open(&b->base, path, err) : no_memory(err);
 	if (r == 0)
-		r = bd_sidecars_list(&b->sidecars, b->base->checkpoint, NULL, 0, err);
+		/* The fine-tunes need none of them. */
+		r = bd_sidecars_list(&b->sidecars, b->base->checkpoint, NULL, 0, &b->unlisted) == -ENOMEM ?
+			no_memory(err) : 0;
 	if (r < 0) {
 		bdfs_base_put(b);
 		return r;
@@ -212,8 +214,14 @@ int bdfs_model_of_base(struct bdfs_model **out, struct bdfs_base *base, enum bdf
 	size_t n = strlen(c->label), count = 0;
 	char *name = malloc(2 * n + 1), *to = name;
 	struct bdfs_model *m = NULL;
-	int r = 0;
+	int r = base->unlisted.code;
 
+	if (r < 0) {
+		free(name);
+		if (err)
+			*err = base->unlisted;
+		return r;
+	}
 	for (const char *p = c->label; name && *p; p++) { /* as the hub names it: org--name */
 		if (*p == '/')
 			*to++ = '-';

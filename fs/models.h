@@ -40,7 +40,8 @@ struct bdfs_base {
 	atomic_uint users;
 	char *path;           /* absolute */
 	struct bd_base *base; /* owned */
-	struct bd_sidecars sidecars; /* its files besides the checkpoint's */
+	struct bd_sidecars sidecars; /* its files besides the checkpoint's; none where `unlisted` says why */
+	struct bd_error unlisted;
 	uint64_t bytes;       /* of its files */
 };
 

@@ -15,6 +15,7 @@
 
 #include "buffer.h"
 #include "checkpoint.h"
+#include "sidecars.h"
 #include "json.h"
 #include "testdata.h"
 
@@ -117,6 +118,21 @@ static int open_checkpoint(const char *path, struct bd_error *err)
 	return rc;
 }
 
+static int list_sidecars(const char *path, struct bd_error *err)
+{
+	static const struct bd_file_rule rules[] = { { true, "original" }, { false, "README.md" } };
+	struct bd_checkpoint *c;
+	struct bd_sidecars s;
+	int rc = bd_checkpoint_open(&c, path, err);
+
+	if (rc == 0) {
+		rc = bd_sidecars_list(&s, c, rules, 2, err);
+		bd_sidecars_free(&s);
+	}
+	bd_checkpoint_close(c);
+	return rc;
+}
+
 static int read_file(const char *path, struct bd_error *err)
 {
 	struct bd_file *file;
@@ -169,6 +185,38 @@ static void checkpoints(void **state)
 {
 	(void)state;
 	exhaust(open_checkpoint, checkpoint(td_dir(), "plain"));
+}
+
+/* An index that differs from its shards in each way. */
+static void loose_index(void **state)
+{
+	char *dir = checkpoint(td_dir(), "loose");
+	struct td_tensor t = { .name = "t0", .dtype = BD_U8 };
+
+	(void)state;
+	td_safetensors(dir, "m-2.safetensors", &t, 1, NULL);
+	td_text(dir, "model.safetensors.index.json", "{\"weight_map\":{\"t0\":\"m-2.safetensors\","
+		"\"t1\":\"m-1.safetensors\",\"x\":\"m-0.safetensors\"}}");
+	exhaust(open_checkpoint, dir);
+}
+
+static void sidecars(void **state)
+{
+	char *dir = checkpoint(td_dir(), "whole");
+
+	(void)state;
+	td_mkdir(dir, "1_Pooling/deep");
+	td_mkdir(dir, "original");
+	td_mkdir(dir, ".git");
+	td_text(dir, ".git/config", "");
+	td_text(dir, "README.md", "");
+	td_text(dir, "1_Pooling/config.json", "{}");
+	td_text(dir, "1_Pooling/deep/x", "");
+	td_text(dir, "original/params.json", "");
+	td_link(dir, "2_Pooling", "1_Pooling");
+	td_link(dir, "elsewhere", "..");
+	td_link(dir, "1_Pooling/gone", "nowhere");
+	exhaust(list_sidecars, dir);
 }
 
 static void cache_entries(void **state)
@@ -230,6 +278,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(checkpoints),
+		cmocka_unit_test(loose_index),
+		cmocka_unit_test(sidecars),
 		cmocka_unit_test(cache_entries),
 		cmocka_unit_test(headers),
 		cmocka_unit_test(documents),
