@@ -26,7 +26,8 @@
 
 #define SAMPLED 65536      /* elements on which u is looked at, in ... */
 #define SAMPLED_ROWS 16    /* ... at least so many rows */
-#define SAMPLED_LEAST 64   /* elements that count and say enough */
+#define SAMPLED_LEAST 64   /* elements that count and say enough ... */
+#define SAMPLED_MORE 16    /* ... else so many times the rows are looked at */
 #define NEARLY_ALL 0.9     /* of the elements are exact: then the means are, too */
 #define ROUNDING 0.125     /* most half units in the last place, in row * col, of an element that counts */
 #define SPREAD_PLAIN 0.02  /* of u: up to this it is rounding alone */
@@ -95,13 +96,18 @@ struct spread {
 	double mean;     /* 1 where nearly all elements count */
 };
 
-static int find_spread(struct work *k, struct spread *spread, struct bd_error *err)
+/* u of the elements that count, in `rows` of the tensor's. */
+struct tally {
+	double sum, squares, count, seen;
+};
+
+static int count_rows(struct work *k, uint64_t rows, struct tally *tally, struct bd_error *err)
 {
 	const struct bd_entry *e = k->item->entry;
-	uint64_t wanted = SAMPLED / e->cols > SAMPLED_ROWS ? SAMPLED / e->cols : SAMPLED_ROWS;
-	uint64_t rows = e->rows < wanted ? e->rows : wanted;
-	double sum = 0, squares = 0, count = 0, rounding, mean;
+	double rounding;
 
+	rows = rows < e->rows ? rows : e->rows;
+	*tally = (struct tally){ .seen = (double)rows * (double)e->cols };
 	for (uint64_t r = 0; r < rows; r++) {
 		uint64_t i = bd_item_sampled_row(e->rows, rows, r);
 		int rc = read_row(k, i, err);
@@ -113,17 +119,31 @@ static int find_spread(struct work *k, struct spread *spread, struct bd_error *e
 
 			if (!(rounding <= ROUNDING * scale))
 				continue;
-			sum += d / scale;
-			squares += d / scale * (d / scale);
-			count++;
+			tally->sum += d / scale;
+			tally->squares += d / scale * (d / scale);
+			tally->count++;
 		}
 	}
+	return 0;
+}
+
+static int find_spread(struct work *k, struct spread *spread, struct bd_error *err)
+{
+	uint64_t rows = SAMPLED / k->item->entry->cols;
+	struct tally t;
+	double mean;
+	int rc;
+
+	rows = rows > SAMPLED_ROWS ? rows : SAMPLED_ROWS;
+	rc = count_rows(k, rows, &t, err);
+	if (rc == 0 && t.count < SAMPLED_LEAST && rows < k->item->entry->rows)
+		rc = count_rows(k, SAMPLED_MORE * rows, &t, err);
 	*spread = (struct spread){ SPREAD_TRAINED, 1 };
-	if (count < SAMPLED_LEAST || !(sum > 0) || !isfinite(squares))
-		return 0;
-	mean = sum / count;
-	spread->variance = fmax(squares / count / (mean * mean) - 1, 0);
-	if (count < NEARLY_ALL * (double)rows * (double)e->cols)
+	if (rc < 0 || t.count < SAMPLED_LEAST || !(t.sum > 0) || !isfinite(t.squares))
+		return rc;
+	mean = t.sum / t.count;
+	spread->variance = fmax(t.squares / t.count / (mean * mean) - 1, 0);
+	if (t.count < NEARLY_ALL * t.seen)
 		spread->mean = mean;
 	return 0;
 }

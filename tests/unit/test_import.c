@@ -640,6 +640,7 @@ static void generations(void **state)
 		{ BD_F16, BD_F16, BD_SCALE_RANK1, 0.003 }, { BD_F32, BD_F32, BD_SCALE_RANK1, 0.003 },
 		{ BD_F32, BD_BF16, BD_SCALE_RANK1, 0.01 }, { BD_BF16, BD_F32, BD_SCALE_RANK1, 0.001 },
 		{ BD_BF16, BD_BF16, BD_SCALE_ROW, 0.003 }, { BD_BF16, BD_BF16, BD_SCALE_TENSOR, 0.003 },
+		{ BD_BF16, BD_BF16, BD_SCALE_RANK1, 0.0005 },
 	};
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
