@@ -314,6 +314,7 @@ static int name_tensor(struct load *l, const struct bd_shard *shard, size_t k,
 		return 0;
 	}
 	count(&found->twice, &found->first_twice, name);
+	c->has_copies = true;
 	if (!listed || strcmp(shard_of(c, before)->name, listed) != 0)
 		bd_name_table_replace(c->names, name, number);
 	return 0;
@@ -469,5 +470,5 @@ const struct bd_tensor *bd_checkpoint_find(const struct bd_checkpoint *c, const 
 
 bool bd_checkpoint_is_copy(const struct bd_checkpoint *c, const struct bd_tensor *tensor)
 {
-	return bd_checkpoint_find(c, tensor->name, NULL) != tensor;
+	return c->has_copies && bd_checkpoint_find(c, tensor->name, NULL) != tensor;
 }

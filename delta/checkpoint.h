@@ -34,6 +34,7 @@ struct bd_checkpoint {
 	bool indexed;      /* the index lists the shards; else there is the single file */
 	char **notes;      /* where the index and the shards differ, a line each */
 	size_t note_count;
+	bool has_copies;             /* private */
 	struct bd_name_table *names; /* private: name -> number, counted through all shards */
 };
 

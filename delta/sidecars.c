@@ -52,6 +52,7 @@ static const char *const copies_at_top[] = {
 static const char *const state[] = {
 	"optimizer*.pt", "optimizer*.bin", "scheduler.pt", "scheduler.bin", "scaler.pt", "rng_state*.pth",
 	"random_states_*.pkl", "*_optim_states.pt", "*_model_states.pt", "checkpoint-[0-9]*", "global_step[0-9]*",
+	"wandb", "mlruns",
 };
 
 /* A directory on the way to where the walk is, or the model's. */

@@ -5,7 +5,7 @@ Export, mount and the independent decoder must agree byte for byte; headers and 
 the fine-tune's own; what is not sign-coded must be the fine-tune's bits, and what is must be nearer to the
 fine-tune than the base is.
 """
-import glob, json, os, shutil, subprocess, sys
+import glob, json, os, shutil, subprocess, sys, zlib
 
 import ml_dtypes
 import numpy as np
@@ -81,14 +81,16 @@ def check_content(base, fine, export, encodings, prefix):
     return signs
 
 
-def encodings(delta):
-    """Tensor name -> encoding, from the manifest."""
-    import zlib
+def read_manifest(delta):
     with open(delta, "rb") as f:
         text = f.read(int.from_bytes(f.read(8), "little"))
         a, b = json.loads(text)["manifest"]["data_offsets"]
         f.seek(a, 1)
-        manifest = json.loads(zlib.decompress(f.read(b - a)))
+        return json.loads(zlib.decompress(f.read(b - a)))
+
+
+def encodings(manifest):
+    """Tensor name -> encoding."""
     found = {}
     for file in manifest["files"]:
         for t in file.get("tensors", []):
@@ -115,7 +117,11 @@ def check(name, base, fine, *options, plain_base=None, prefix=""):
         same_files(os.path.join(mnt, name), decoded)
     finally:
         call(bitdelta, "umount", mnt)
-    kinds = encodings(delta)
+    manifest = read_manifest(delta)
+    kinds = encodings(manifest)
+    # What is not used is not claimed: older readers take such a file.
+    used = {"base-names": prefix, "copies": name == "loose-indices", "paths": name == "subdirectories"}
+    assert manifest["features"] == [f for f in used if used[f]], manifest["features"]
     signs = check_content(plain_base or base, fine, export, kinds, prefix)
     sizes = sum(os.path.getsize(f) for f in shards(fine)), os.path.getsize(delta)
     print(f"# {name}: {signs} of {len(kinds)} tensors approximated, "
