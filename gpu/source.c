@@ -304,7 +304,7 @@ static int match(struct bdx_source *s, struct bdx_source *shown, const struct bd
 
 	for (size_t f = 0; f < delta->file_count; f++)
 		for (size_t t = 0; delta->files[f].st && t < delta->files[f].st->count; t++)
-			step += delta->files[f].entries[t].planes > 0;
+			step += delta->files[f].entries[t].planes == 1;
 	step = (step + SAMPLED - 1) / SAMPLED;
 	for (size_t f = 0; f < delta->file_count; f++)
 		for (size_t t = 0; delta->files[f].st && t < delta->files[f].st->count; t++) {
@@ -312,7 +312,7 @@ static int match(struct bdx_source *s, struct bdx_source *shown, const struct bd
 
 			if (e->copy)
 				continue;
-			if (e->planes > 0 && coded++ % step == 0)
+			if (e->planes == 1 && coded++ % step == 0)
 				rc = sample(s, shown, view, e, d, err);
 			if (rc < 0)
 				return rc;
