@@ -21,8 +21,10 @@ void bdx_blas_open(struct bdx_blas *blas)
 	/* POSIX promises that an object pointer of dlsym can stand for a function. */
 	*(void **)&blas->sgemm = dlsym(blas->library, "cblas_sgemm");
 	*(void **)&blas->dgemm = dlsym(blas->library, "cblas_dgemm");
+	*(void **)&blas->sgemv = dlsym(blas->library, "cblas_sgemv");
+	*(void **)&blas->dgemv = dlsym(blas->library, "cblas_dgemv");
 	*(void **)&set_threads = dlsym(blas->library, "openblas_set_num_threads");
-	if (!blas->sgemm || !blas->dgemm || !set_threads) {
+	if (!blas->sgemm || !blas->dgemm || !blas->sgemv || !blas->dgemv || !set_threads) {
 		bdx_blas_close(blas);
 		return;
 	}

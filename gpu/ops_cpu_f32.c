@@ -45,5 +45,6 @@ static inline real exponential(real x)
 #define REAL_DTYPE BD_F32
 #define REAL_ROUNDS true /* weights are what the mount shows */
 #define REAL_GEMM sgemm
+#define REAL_GEMV sgemv
 #define REAL_TABLE bdx_ops_cpu_f32
 #include "ops_cpu_impl.h"

@@ -12,5 +12,6 @@ static inline real exponential(real x)
 #define REAL_DTYPE BD_F64
 #define REAL_ROUNDS false
 #define REAL_GEMM dgemm
+#define REAL_GEMV dgemv
 #define REAL_TABLE bdx_ops_cpu_f64
 #include "ops_cpu_impl.h"

@@ -57,6 +57,17 @@ static void plain_product(bool transpose_a, bool transpose_b, uint64_t m, uint64
 		}
 }
 
+/* One row a[k] times op(b): by the other name of the same product. */
+static void row_times(const struct bdx_cpu *cpu, bool transpose_b, uint64_t n, uint64_t k, real alpha,
+		      const real *a, const real *b, uint64_t ldb, real beta, real *c)
+{
+	if (beta == 0)
+		memset(c, 0, n * sizeof(*c)); /* whatever is there may be NaN */
+	cpu->blas.REAL_GEMV(BDX_ROW_MAJOR, transpose_b ? BDX_AS_IT_IS : BDX_TRANSPOSED,
+			    (int)(transpose_b ? n : k), (int)(transpose_b ? k : n), alpha, b, (int)ldb, a,
+			    1, beta, c, 1);
+}
+
 /* In the calling thread. */
 static void product(const struct bdx_cpu *cpu, bool transpose_a, bool transpose_b, uint64_t m,
 		    uint64_t n, uint64_t k, real alpha, const real *a, uint64_t lda, const real *b,
@@ -66,7 +77,9 @@ static void product(const struct bdx_cpu *cpu, bool transpose_a, bool transpose_
 
 	if (m == 0 || n == 0)
 		return;
-	if (cpu->blas.library && largest <= INT_MAX)
+	if (cpu->blas.library && largest <= INT_MAX && m == 1 && !transpose_a)
+		row_times(cpu, transpose_b, n, k, alpha, a, b, ldb, beta, c);
+	else if (cpu->blas.library && largest <= INT_MAX)
 		cpu->blas.REAL_GEMM(BDX_ROW_MAJOR, transpose_a ? BDX_TRANSPOSED : BDX_AS_IT_IS,
 				    transpose_b ? BDX_TRANSPOSED : BDX_AS_IT_IS, (int)m, (int)n,
 				    (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
