@@ -17,6 +17,25 @@ bool bd_name_is_component(const char *name, size_t length)
 	return !(name[0] == '.' && (length == 1 || (length == 2 && name[1] == '.')));
 }
 
+/* Letters without case; '/' before all else, so that what is below a directory follows a file of its name. */
+static int rank(char c)
+{
+	if (c == '/')
+		return 1;
+	return c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : (unsigned char)c;
+}
+
+bool bd_name_is_git(const char *name, size_t length)
+{
+	static const char git[] = ".git";
+
+	/* Not by strcasecmp, which follows the locale: in Turkish I is no capital of i. */
+	for (size_t i = 0; i < length && i < strlen(git); i++)
+		if (rank(name[i]) != git[i])
+			return false;
+	return length == strlen(git);
+}
+
 bool bd_path_is_safe(const char *path, size_t length)
 {
 	const char *end = path + length, *slash = memchr(path, '/', length);
@@ -32,7 +51,7 @@ bool bd_path_is_safe(const char *path, size_t length)
 		slash = memchr(path, '/', (size_t)(end - path));
 		n = (size_t)((slash ? slash : end) - path);
 		if (depth > BD_MAX_DEPTH || !bd_name_is_component(path, n) ||
-		    (n == 4 && strncasecmp(path, ".git", 4) == 0))
+		    bd_name_is_git(path, n))
 			return false;
 		if (!slash)
 			return true;
@@ -53,14 +72,6 @@ size_t bd_path_next_directory(const char *path, const char *before, size_t last)
 		if (strncmp(before, path, (size_t)(p - path) + 1) != 0)
 			return (size_t)(p - path);
 	return 0;
-}
-
-/* Letters without case; '/' before all else, so that what is below a directory follows a file of its name. */
-static int rank(char c)
-{
-	if (c == '/')
-		return 1;
-	return c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : (unsigned char)c;
 }
 
 static int by_rank(const void *left, const void *right)

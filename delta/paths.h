@@ -16,9 +16,11 @@
  * 255 bytes, not "." or "..", no '/', NUL or control characters. */
 bool bd_name_is_component(const char *name, size_t length);
 
+/* ".git", in any case of ASCII letters. */
+bool bd_name_is_git(const char *name, size_t length);
+
 /* True where PATH leads to a file below a model's directory and nowhere else: such a component, or
- * several with one '/' between them, none of which is ".git" in any case of letters: whatever is
- * written there git may run. */
+ * several with one '/' between them, none of which is git's: it may run what is written there. */
 bool bd_path_is_safe(const char *path, size_t length);
 
 /* A file's own name. */

@@ -61,7 +61,6 @@ struct place {
 	const char *path;     /* below the model's directory; "" for that */
 	dev_t device;
 	ino_t inode;
-	unsigned depth;       /* components of the path */
 	bool has_safetensors;
 	enum reason reason;   /* for which all in it is left out unless a rule says otherwise */
 	const char *named;    /* path of the directory that the reason comes from */
@@ -313,7 +312,7 @@ static int visit_directory(struct walk *w, const struct place *parent, const cha
 	bool counted = false;
 	struct place place = {
 		.parent = parent, .path = path, .device = st->st_dev, .inode = st->st_ino,
-		.depth = parent->depth + 1, .reason = parent->reason, .named = parent->named,
+		.reason = parent->reason, .named = parent->named,
 		.counted = parent->counted,
 	};
 	enum reason reason = TAKEN;

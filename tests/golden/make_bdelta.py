@@ -444,6 +444,7 @@ def write_good():
     d.add_text("\u00e9 \u4e16.txt", "text\n" * 3)
     d.add_text("x" * 120, "\0\1\2")
     d.add_text(".hidden", ".")
+    d.add_text(".git", "gitdir: ../.git/worktrees/x")
     good("files", d.finish())
     d = Delta()
     # In the order of their names, since that is the order of the scales.
@@ -764,6 +765,10 @@ def bad_manifest():
         bad("paths-" + name, "open", "cannot lie in one directory",
             lambda d, values=values: ([d.add_text(v, "") for v in values], setting("features", ["paths"])(d),
                                       d.files.sort(key=lambda f: f["name"].encode())))
+    for name in ".git", ".GIT":
+        bad("paths-beside-" + ("git-file" if name.islower() else "git-file-upper-case"), "open", f"a file '{name}' beside directories",
+            lambda d, name=name: (d.add_text(name, "gitdir: a"), d.add_text("a/config", ""),
+                                  setting("features", ["paths"])(d), d.files.sort(key=lambda f: f["name"].encode())))
     bad("paths-too-many", "open", "more than 4096 directories",
         lambda d: ([d.add_text(f"{i:04}/" + "d/" * 30 + "x", "") for i in range(133)],
                    setting("features", ["paths"])(d), d.files.sort(key=lambda f: f["name"].encode())))
