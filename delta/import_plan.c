@@ -12,6 +12,7 @@
 
 #include "container.h"
 #include "manifest.h"
+#include "paths.h"
 
 #define MANIFEST_BOUND 65536 /* of its own, without headers and what grows with them */
 
@@ -259,6 +260,9 @@ static int plan_files(struct bd_plan *plan, struct bd_error *err)
 			f->entries[t].tensor = &f->st->tensors[t];
 	}
 	qsort(d->files, d->file_count, sizeof(*d->files), by_file_name);
+	if (bd_manifest_count_directories(d) > BD_MAX_DIRECTORIES)
+		return bd_error_set(err, -EINVAL, "%s: has more than %d directories; leave some out with --omit",
+				    plan->options->fine, BD_MAX_DIRECTORIES);
 	rc = bd_manifest_find_twins(d, &one, &other);
 	if (rc < 0)
 		return out_of_memory(plan, err);

@@ -507,21 +507,27 @@ int bd_manifest_find_twins(const struct bd_delta *d, const char **one, const cha
 	return rc;
 }
 
+size_t bd_manifest_count_directories(const struct bd_delta *d)
+{
+	const char *before = "";
+	size_t count = 0;
+
+	for (size_t f = 0; f < d->file_count; before = d->files[f++].name)
+		for (size_t n = 0; (n = bd_path_next_directory(d->files[f].name, before, n)); )
+			count++;
+	return count;
+}
+
 /* A name may be long and full of slashes, and every directory becomes a node of a mount. A file .git may name one
  * of them as the place where git finds what to run. */
 static int check_directories(struct reader *r)
 {
 	const struct bd_delta *d = r->delta;
-	const char *before = "";
-	size_t count = 0;
 
 	for (size_t f = 0; r->found[PATHS] && f < d->file_count; f++)
 		if (bd_name_is_git(d->files[f].name, strlen(d->files[f].name)))
 			return bd_json_fail(&r->json, "a file '%s' beside directories", d->files[f].name);
-	for (size_t f = 0; f < d->file_count; before = d->files[f++].name)
-		for (size_t n = 0; (n = bd_path_next_directory(d->files[f].name, before, n)); )
-			count++;
-	return count <= BD_MAX_DIRECTORIES ? 0 :
+	return bd_manifest_count_directories(d) <= BD_MAX_DIRECTORIES ? 0 :
 		bd_json_fail(&r->json, "more than %d directories", BD_MAX_DIRECTORIES);
 }
 

@@ -25,6 +25,9 @@ bool bd_manifest_file_size_is_possible(uint64_t packed, uint64_t plain);
 /* Two files that cannot lie in one directory everywhere (bd_paths_find_twins). Errors: -ENOMEM. */
 int bd_manifest_find_twins(const struct bd_delta *delta, const char **one, const char **other);
 
+/* How many directories the files, in order, lie in: at most BD_MAX_DIRECTORIES are allowed. */
+size_t bd_manifest_count_directories(const struct bd_delta *delta);
+
 /* What precedes NAME in the name of a tensor of the container: KIND, or KIND.N for a copy, written to
  * `text`. */
 #define BD_COPY_KIND 24

@@ -337,7 +337,7 @@ static int visit_directory(struct walk *w, const struct place *parent, const cha
 
 static int visit(struct walk *w, const struct place *place, const char *name)
 {
-	bool link, directory;
+	bool link, directory, no_part;
 	char *path = NULL, *full = NULL;
 	struct stat st;
 	int rc = 0;
@@ -368,8 +368,9 @@ static int visit(struct walk *w, const struct place *place, const char *name)
 		goto out;
 	}
 	directory = S_ISDIR(st.st_mode);
-	if (MATCHES_ANY(no_model, name) || !bd_path_is_safe(path, strlen(path))) {
-		enum reason reason = MATCHES_ANY(no_model, name) ? NO_MODEL : NO_NAME;
+	no_part = MATCHES_ANY(no_model, name) || bd_name_is_git(name, strlen(name));
+	if (no_part || !bd_path_is_safe(path, strlen(path))) {
+		enum reason reason = no_part ? NO_MODEL : NO_NAME;
 
 		rc = directory && !link ? leave_out_directory(w, reason, path, full) :
 			leave_out(w, reason, place, path, S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0);

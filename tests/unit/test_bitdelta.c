@@ -17,6 +17,7 @@
 #include "testdelta.h"
 
 #define THREADS 4
+#define GOLDEN BD_TESTS_DIR "/golden/bdelta"
 
 static struct ts_tensor tensors[] = {
 	{ .name = "a.sign", .dtype = BD_BF16, .dims = 2, .shape = { 17, 31 }, .kind = TS_SIGN },
@@ -203,6 +204,29 @@ static void many_threads(void **state)
 	bitdelta_base_close(base);
 }
 
+/* Paths of files, and of tensors with one name the one that loaders take. */
+static void golden(void **state)
+{
+	struct bitdelta_base *base;
+	struct bitdelta *d;
+	float norm = 0;
+
+	(void)state;
+	if (bitdelta_base_open(&base, GOLDEN "/base", &err) ||
+	    bitdelta_open(&d, base, GOLDEN "/good-copies.bdelta", &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(bitdelta_tensor_count(d), 5);
+	assert_int_equal(bitdelta_read_tensor(d, (size_t)bitdelta_find_tensor(d, "norm"), &norm, 4, 0, &err), 4);
+	assert_true(norm == 1);
+	bitdelta_close(d);
+	if (bitdelta_open(&d, base, GOLDEN "/good-paths.bdelta", &err))
+		fail_msg("%s", err.text);
+	assert_true(bitdelta_find_file(d, "1_Pooling/config.json") >= 0);
+	assert_int_equal(bitdelta_find_file(d, "1_Pooling"), -ENOENT);
+	bitdelta_close(d);
+	bitdelta_base_close(base);
+}
+
 static void refused(void **state)
 {
 	struct ts_tensor other_tensors[] = {
@@ -260,6 +284,7 @@ int main(void)
 		cmocka_unit_test(lists),
 		cmocka_unit_test(reads),
 		cmocka_unit_test(many_threads),
+		cmocka_unit_test(golden),
 		cmocka_unit_test(refused),
 		cmocka_unit_test(changes_underneath),
 	};

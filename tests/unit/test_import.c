@@ -21,6 +21,7 @@
 #include "export.h"
 #include "export.h"
 #include "import.h"
+#include "paths.h"
 #include "refine.h"
 #include "testdata.h"
 #include "testdelta.h"
@@ -1287,7 +1288,7 @@ static void whole_directory(void **state)
 	static const char *const names[] = {
 		"1_Pooling/config.json", "a/b/c", "large", "model.safetensors", "projector.safetensors",
 	};
-	struct bd_file_rule keep = { true, "large" };
+	const struct bd_file_rule rules_of_files[] = { { true, "large" }, { false, "d*" } };
 	struct bd_import_options o = defaults;
 	atomic_int stop = 1;
 	struct bd_watch nobody = { 0 }, stopped = { .cancel = &stop };
@@ -1309,8 +1310,13 @@ static void whole_directory(void **state)
 	td_safetensors(p->fine_path, "projector.safetensors", p->fine, 1, NULL);
 	large = td_text(p->fine_path, "large", "begin");
 	assert_int_equal(truncate(large, BD_MAX_SIDECAR + 5), 0);
-	o.file_rules = &keep;
+	o.file_rules = rules_of_files;
 	o.file_rule_count = 1;
+	for (int i = 0; i <= BD_MAX_DIRECTORIES; i++)
+		td_text(td_mkdir(p->fine_path, td_format("d%d", i)), "x", "");
+	assert_int_equal(import_with(o, p->base_path, p->fine_path, p->out), -EINVAL);
+	assert_non_null(strstr(err.text, "more than 4096 directories"));
+	o.file_rule_count = 2;
 	imported(o, p->base_path, p->fine_path, p->out);
 	d = opened(p->out);
 	assert_int_equal(d->file_count, 5);

@@ -130,6 +130,7 @@ static void other_files(void **state)
 	file(dir, "sub/larger", 70 * MIB);
 	file(dir, ".git/objects/00", 1000);
 	file(dir, ".git/config", 1000);
+	file(dir, ".GIT", 0); /* where case does not matter, it would be the same */
 	file(dir, "sub/.cache/huggingface/x", 1000);
 	file(dir, ".model.safetensors.lock", 0);
 	file(dir, "vocab.json.incomplete", 1000);
@@ -138,7 +139,7 @@ static void other_files(void **state)
 	file(dir, "bad\xff/x", 10);
 	assert_int_equal(mkfifo(td_path(dir, "fifo"), 0600), 0);
 	expect(dir, NULL, 0, kept,
-	       LIST(".git/ and 4 more (5.00 kB): no part of a model",
+	       LIST(".GIT and 5 more (5.00 kB): no part of a model",
 		    "bad?[31m and 1 more (20 B): not a valid name (UTF-8 without control characters, not too long or too "
 		    "deep)",
 		    "fifo (0 B): not a regular file",
