@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -156,6 +157,29 @@ static int open_model(struct writer *w, struct bd_error *err)
 	return w->device && w->uniform ? 0 : err ? err->code : -ENOMEM;
 }
 
+/* Of logits that are no numbers nothing can be drawn. */
+static int check_numbers(struct writer *w, const void *logits, struct bd_error *err)
+{
+	struct bdx_ops *ops = w->ops;
+	uint64_t count = w->config->vocabulary;
+	size_t size = bdx_real_size(ops);
+	char *host = malloc(count * size);
+	bool good = true;
+	int rc;
+
+	if (!host)
+		return bd_error_set(err, -ENOMEM, "out of memory");
+	ops->download(ops, host, logits, count * size);
+	rc = ops->finish(ops, err);
+	for (uint64_t i = 0; rc == 0 && good && i < count; i++)
+		good = ops->real == BD_F64 ? isfinite(((double *)host)[i]) : isfinite(((float *)host)[i]);
+	free(host);
+	if (rc == 0 && !good)
+		rc = bd_error_set(err, -EDOM, "%s: this model gives no numbers: among its logits are NaN or "
+				  "infinities", bdx_source_name(w->source));
+	return rc;
+}
+
 static int write_all(struct writer *w, struct bd_error *err)
 {
 	const struct bdx_generate_options *o = w->options;
@@ -174,6 +198,8 @@ static int write_all(struct writer *w, struct bd_error *err)
 		ops->upload(ops, w->device, next, count * sizeof(*next));
 		ops->upload(ops, w->uniform, &uniform, sizeof(uniform));
 		rc = bdx_decoder_append(w->decoder, w->device, count, &logits, err);
+		if (rc == 0 && i == 0)
+			rc = check_numbers(w, logits, err);
 		if (rc < 0)
 			break;
 		ops->sample(ops, w->device, logits, w->uniform, 1, w->config->vocabulary,

@@ -26,7 +26,7 @@ struct bdx_generate_options {
 bool bdx_generate_is_delta(const char *model);
 
 void bdx_generate_defaults(struct bdx_generate_options *options);
-/* Errors: as bdx_evaluate. */
+/* Errors: as bdx_evaluate; -EINVAL a prompt of more tokens than the model has positions. */
 int bdx_generate(const struct bdx_generate_options *options, struct bd_error *err);
 
 #endif

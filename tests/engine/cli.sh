@@ -205,6 +205,7 @@ END
 refuses "a tokenizer that makes much of little" 1 "greedy: tokenizer.json makes [0-9]* tokens of 100 bytes" \
 	generate greedy -p "$(printf 'a%.0s' {1..100})"
 refuses "a delta without its base" 2 "--base BASE is missing" generate kjv.bdelta -n 5
+refuses "a model without numbers" 1 "^bitdelta generate: $W/nan: this model gives no numbers" generate nan -n 5
 refuses "no such model" 1 "^bitdelta generate: .*/nope" generate /nope -n 5
 
 # --- mounted ---
