@@ -93,6 +93,8 @@ static int open_inputs(struct evaluation *e, struct bd_error *err)
 	}
 	rc = bdx_config_read(&e->base_config, e->base_source, err);
 	if (rc == 0)
+		bdx_config_tell(e->base_config, e->base_source, &e->options->watch);
+	if (rc == 0)
 		rc = bd_delta_open(&delta, e->options->delta, err);
 	if (rc < 0)
 		return rc;
