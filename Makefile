@@ -133,7 +133,7 @@ $(B)/unit/%: $(B)/tests/unit/%.o $(B)/tests/unit/testdata.o $(B)/libbdgpu.a $(B)
 	$(call quiet,LD,$@)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka \
 		$(DELTA_LIBS) $(GPU_LIBS)
 $(B)/unit/test_mountstats: $(B)/mount-tools/mountstats.o
-$(B)/unit/test_sandbox: $(B)/fs/sandbox.o $(B)/fs/log.o
+$(B)/unit/test_sandbox: $(B)/fs/sandbox.o $(B)/fs/sources.o $(B)/fs/log.o
 $(B)/unit/test_models: $(patsubst %,$(B)/fs/%.o,models scan sources tree stats log)
 $(B)/fuzz/%-replay: $(B)/tests/fuzz/%.o $(B)/tests/fuzz/replay_main.o $(B)/libbdgpu.a $(B)/libbitdelta.a
 	@mkdir -p $(@D)

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,6 +93,10 @@ static void stats_bases(struct bd_buffer *b, const struct bdfs_models *m)
 
 static void stats_models(struct bd_buffer *b, const struct bdfs_models *m)
 {
+	char text[PATH_MAX + 100];
+	bool any = false;
+	int note;
+
 	bd_buffer_printf(b, "\"models\":[");
 	for (size_t i = 0; i < m->count; i++) {
 		const struct bdfs_model *model = m->list[i];
@@ -117,6 +122,15 @@ static void stats_models(struct bd_buffer *b, const struct bdfs_models *m)
 		bd_buffer_printf(b, ",");
 		string(b, "reason", m->rejected[i].reason);
 		bd_buffer_printf(b, "}");
+	}
+	bd_buffer_printf(b, "],\n\"notes\":[");
+	for (size_t i = 0; (note = bdfs_models_note(m, i, text, sizeof(text))) >= 0; i++) {
+		if (!note)
+			continue;
+		bd_buffer_printf(b, "%s\n{", any ? "," : "");
+		string(b, "text", text);
+		bd_buffer_printf(b, "}");
+		any = true;
 	}
 	bd_buffer_printf(b, "],\n");
 }
@@ -187,7 +201,8 @@ static void print_status(struct bd_buffer *b, struct bdfs_models *m, const struc
 {
 	struct bdfs_percentiles p;
 	struct sums sums = sums_of(m);
-	char one[32], two[32], three[32];
+	char one[32], two[32], three[32], text[PATH_MAX + 100];
+	int note;
 
 	bdfs_latency_percentiles(&m->latency, &p);
 	bd_buffer_printf(b, "bitdelta %s, process %d, mounted for %.0f s on ", BD_VERSION, (int)getpid(),
@@ -234,6 +249,13 @@ static void print_status(struct bd_buffer *b, struct bdfs_models *m, const struc
 	for (size_t i = 0; i < m->rejected_count; i++) {
 		bd_buffer_printf(b, "LEFT OUT  ");
 		plain(b, m->rejected[i].reason);
+		bd_buffer_printf(b, "\n");
+	}
+	for (size_t i = 0; (note = bdfs_models_note(m, i, text, sizeof(text))) >= 0; i++) {
+		if (!note)
+			continue;
+		bd_buffer_printf(b, "note      ");
+		plain(b, text);
 		bd_buffer_printf(b, "\n");
 	}
 }

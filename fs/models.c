@@ -390,8 +390,13 @@ const char *bdfs_models_directory(const struct bdfs_models *models, size_t index
 {
 	if (index >= models->source_count)
 		return NULL;
-	*fd = models->sources[index].fd;
-	return models->sources[index].path;
+	*fd = models->sources[index]->fd;
+	return models->sources[index]->path;
+}
+
+int bdfs_models_note(const struct bdfs_models *models, size_t index, char *text, size_t size)
+{
+	return index >= models->source_count ? -1 : bdfs_source_note(models->sources[index], text, size);
 }
 
 /* --- the beginning and the end --- */
@@ -429,8 +434,17 @@ int bdfs_models_open(struct bdfs_models **out, const struct bdfs_config *config,
 		if (r == 0)
 			note_base(m, m->bases[m->base_count++]->base->checkpoint);
 	}
-	for (size_t i = 0; r == 0 && i < config->delta_count; i++)
-		r = bdfs_source_open(&m->sources[m->source_count++], config->deltas[i], err);
+	for (size_t i = 0; r == 0 && i < config->delta_count; i++) {
+		struct bdfs_source *source = calloc(1, sizeof(*source));
+
+		if (!source) {
+			r = no_memory(err);
+			break;
+		}
+		source->listed = true;
+		m->sources[m->source_count++] = source;
+		r = bdfs_source_open(source, config->deltas[i], err);
+	}
 	if (r == 0)
 		r = bdfs_models_scan_first(m, err);
 	bdfs_models_shown(m);
@@ -457,7 +471,7 @@ void bdfs_models_close(struct bdfs_models *m)
 		bdfs_base_put(m->bases[i]);
 	free(m->bases);
 	for (size_t i = 0; i < m->source_count; i++)
-		bdfs_source_close(&m->sources[i]);
+		bdfs_source_free(m->sources[i]);
 	free(m->sources);
 	pthread_mutex_destroy(&m->lock);
 	pthread_mutex_destroy(&m->views);

@@ -30,7 +30,7 @@ enum bdfs_layout {
 struct bdfs_config {
 	char *const *bases;  /* base checkpoints, as bd_base_open takes them */
 	size_t base_count;   /* at least 1 */
-	char *const *deltas; /* `.bdelta` files, and directories of them */
+	char *const *deltas; /* `.bdelta` files, directories, and DIR with a slash and two stars: all below it */
 	size_t delta_count;
 	enum bdfs_layout layout;
 	bool show_base;      /* the bases are models too */
@@ -110,7 +110,7 @@ struct bdfs_models {
 	size_t rejected_count;
 	/* private: */
 	enum bdfs_layout layout;
-	struct bdfs_source *sources;
+	struct bdfs_source **sources; /* guarded by `lock` as well */
 	size_t source_count;
 	struct bdfs_model **base_models;
 	pthread_mutex_t views;    /* guards the views of all models and the list of idle ones */
@@ -139,9 +139,14 @@ int bdfs_models_scan(struct bdfs_models *models, bool retry, bool *changed, stru
 /* After a scan: what it found can be seen now. */
 void bdfs_models_shown(struct bdfs_models *models);
 /* Has a directory changed since the scan of which that was said? Costs one fstat for each. */
-bool bdfs_models_is_stale(const struct bdfs_models *models);
+bool bdfs_models_is_stale(struct bdfs_models *models);
 
-/* The directories of the deltas, by descriptors that belong to the models: NULL at INDEX >= their number. */
+/* What should be known of directory INDEX of deltas, a sentence; 0: nothing, -1: there is no such directory. With
+ * the lock held. */
+int bdfs_models_note(const struct bdfs_models *models, size_t index, char *text, size_t size);
+
+/* The directories of the deltas, by descriptors that belong to the models: NULL at INDEX >= their number. For the
+ * thread that scans. */
 const char *bdfs_models_directory(const struct bdfs_models *models, size_t index, int *fd);
 
 /* References to a model. */

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "hub.h"
+#include "sources.h"
 
 #define LEVELS 16 /* of directories in a base, more than anybody has */
 
@@ -248,10 +249,19 @@ static int allow_deltas(struct bdfs_sandbox *s, const char *path)
 static int allow_delta(struct bdfs_sandbox *s, const char *path)
 {
 	const char *slash = strrchr(path, '/');
+	size_t deep = bdfs_deep_length(path);
 	struct stat st;
 	char *parent;
 	int r;
 
+	if (deep) {
+		parent = strndup(path, deep);
+		r = parent ? allow_deltas(s, parent) : -ENOMEM;
+		if (r == 0)
+			r = allow_links(s, parent, ".bdelta", LEVELS);
+		free(parent);
+		return r;
+	}
 	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
 		r = allow_deltas(s, path);
 		return r < 0 ? r : allow_links(s, path, ".bdelta", 0);

@@ -3,16 +3,21 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "models_impl.h"
 #include "parallel.h"
 #include "paths.h"
 
 #define MAX_TOLD 20 /* bad deltas that one scan puts into the log */
+#define MAX_LEVELS 16 /* of directories below one */
+#define MAX_SOURCES 1000u /* each directory takes a descriptor, and a moment whenever the root is looked at */
+#define MAX_COUNTED 1000u /* directories that are looked into for what is not shown */
 
 static const char suffix[] = ".bdelta";
 
@@ -63,6 +68,9 @@ struct scan {
 	size_t count, capacity;
 	struct bdfs_rejected *rejected;
 	size_t rejected_count, rejected_capacity;
+	struct bdfs_source **sources;
+	size_t source_count, source_capacity;
+	bool too_many;              /* sources */
 	bool first;                 /* the mount is being made: deltas given by name must be good */
 	bool retry;
 	bool changed, unsettled;
@@ -87,6 +95,10 @@ static void scan_clear(struct scan *s)
 	for (size_t i = 0; s->bases && i < s->models->base_count; i++)
 		bdfs_base_put(s->bases[i]);
 	free(s->bases);
+	for (size_t i = 0; i < s->source_count; i++)
+		if (!s->sources[i]->listed)
+			bdfs_source_free(s->sources[i]);
+	free(s->sources);
 }
 
 /* Takes the reference. */
@@ -178,8 +190,11 @@ static struct bdfs_base *current_base(const struct scan *s, const struct bdfs_ba
 static int compare_entry(const struct bdfs_source *source, const char *entry,
 			 const struct bdfs_model *m)
 {
-	if (source != m->source)
-		return source < m->source ? -1 : 1;
+	if (source != m->source) {
+		if (source->order != m->source->order)
+			return source->order < m->source->order ? -1 : 1;
+		return source < m->source ? -1 : 1; /* one of them goes */
+	}
 	return strcmp(entry, m->entry);
 }
 
@@ -239,6 +254,16 @@ static int examine(struct scan *s, const struct bdfs_source *source, const char 
 
 	if (r < 0)
 		return r;
+	if (source->prefix) {
+		char *name = NULL;
+
+		if (asprintf(&name, "%s%s", source->prefix, d->name) < 0) {
+			bd_delta_close(d);
+			return no_memory(err);
+		}
+		free(d->name);
+		d->name = name;
+	}
 	if (!bd_name_is_component(d->name, strlen(d->name)) || !strcmp(d->name, ".bitdelta"))
 		r = bd_error_set(err, -EINVAL, "%s: \"%s\" cannot be the name of a directory; rename the "
 				 "file", path, d->name);
@@ -396,9 +421,181 @@ static bool is_delta(const char *name)
 	return *name != '.' && n > strlen(suffix) && !strcmp(name + n - strlen(suffix), suffix);
 }
 
+/* What may be a directory to look into: hidden ones are left alone. */
+static int is_directory(const struct dirent *entry)
+{
+	return *entry->d_name != '.' && (entry->d_type == DT_DIR || entry->d_type == DT_UNKNOWN);
+}
+
 static int is_delta_entry(const struct dirent *entry)
 {
 	return is_delta(entry->d_name);
+}
+
+/* How many deltas lie in the directories below, of at most *budget of these. */
+static size_t count_below(int fd, unsigned level, unsigned *budget)
+{
+	const struct dirent *entry;
+	size_t count = 0;
+	DIR *dir = fdopendir(fd);
+
+	if (!dir) {
+		close(fd);
+		return 0;
+	}
+	while ((entry = readdir(dir))) {
+		int below;
+
+		count += level > 0 && is_delta(entry->d_name);
+		if (!is_directory(entry) || level == MAX_LEVELS || *budget == 0)
+			continue;
+		below = bdfs_open_below(fd, entry->d_name);
+		if (below < 0)
+			continue;
+		--*budget;
+		count += count_below(below, level + 1, budget);
+	}
+	closedir(dir);
+	return count;
+}
+
+/* What is in subdirectories is easily overlooked. */
+static void note_unseen(const struct scan *s, struct bdfs_source *source)
+{
+	unsigned budget = MAX_COUNTED;
+	int fd = bdfs_open_below(source->fd, ".");
+	char text[PATH_MAX + 100];
+
+	if (fd < 0)
+		return;
+	atomic_store(&source->unseen, count_below(fd, 0, &budget));
+	if (bdfs_source_note(source, text, sizeof(text)))
+		bdfs_log_write(s->models->log, LOG_NOTICE, "%s", text);
+}
+
+/* --- sources --- */
+
+static int add_source(struct scan *s, struct bdfs_source *source, struct bd_error *err)
+{
+	if (s->source_count == s->source_capacity) {
+		size_t capacity = s->source_capacity ? 2 * s->source_capacity : 16;
+		struct bdfs_source **more = reallocarray(s->sources, capacity, sizeof(*more));
+
+		if (!more) {
+			if (!source->listed)
+				bdfs_source_free(source);
+			return no_memory(err);
+		}
+		s->sources = more;
+		s->source_capacity = capacity;
+	}
+	source->seen = true;
+	source->order = (unsigned)s->source_count;
+	s->sources[s->source_count++] = source;
+	return 0;
+}
+
+static bool same_directory(const struct bdfs_source *a, const struct bdfs_source *b)
+{
+	struct stat x, y;
+
+	return fstat(a->fd, &x) == 0 && fstat(b->fd, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+static struct bdfs_source *known_below(const struct bdfs_models *models, const struct bdfs_source *above,
+				       const char *name)
+{
+	for (size_t i = 0; i < models->source_count; i++)
+		if (models->sources[i]->above == above &&
+		    !strcmp(strrchr(models->sources[i]->path, '/') + 1, name))
+			return models->sources[i];
+	return NULL;
+}
+
+static int find_below(struct scan *s, const struct bdfs_source *above, struct bd_error *err);
+
+static int find_directory(struct scan *s, const struct bdfs_source *above, const char *name,
+			  struct bd_error *err)
+{
+	struct bdfs_source *known = known_below(s->models, above, name), *source;
+	struct bd_error why = { 0 };
+	int r;
+
+	if (s->source_count >= MAX_SOURCES) {
+		if (s->too_many)
+			return 0;
+		s->too_many = true;
+		bd_error_set(&why, -EMFILE, "%s: there are more than %u directories of deltas; the others are "
+			     "not looked at", above->path, MAX_SOURCES);
+		return scan_fault(s, above, above->path, NULL, why.text, false, err);
+	}
+	r = bdfs_source_below(&source, above, name);
+	if (r == -ENOENT || r == -ENOTDIR || r == -ELOOP || (r == -EXDEV && !known))
+		return 0;
+	if (r < 0 && !known) {
+		bd_error_set(&why, r, "%s/%s: cannot be opened: %s", above->path, name, strerror(-r));
+		s->unsettled |= is_passing(r);
+		return scan_fault(s, above, above->path, NULL, why.text, true, err);
+	}
+	/* The mount may cover it now; or its successor cannot be opened just now. */
+	if (r == 0 && known && same_directory(known, source)) {
+		bdfs_source_free(source);
+		source = known;
+	} else if (r < 0) {
+		source = known;
+	}
+	r = add_source(s, source, err);
+	return r < 0 ? r : find_below(s, source, err);
+}
+
+static int find_below(struct scan *s, const struct bdfs_source *above, struct bd_error *err)
+{
+	struct dirent **entries;
+	int n, r = 0;
+
+	if (!above->deep || above->level == MAX_LEVELS)
+		return 0;
+	n = scandirat(above->fd, ".", &entries, is_directory, alphasort);
+	if (n < 0 && errno == ENOENT)
+		return 0;
+	for (size_t i = 0; n < 0 && r == 0 && i < s->models->source_count; i++) /* they stay as they are */
+		if (s->models->sources[i]->above == above) {
+			r = add_source(s, s->models->sources[i], err);
+			if (r == 0)
+				r = find_below(s, s->models->sources[i], err);
+		}
+	for (int i = 0; i < n; i++) {
+		if (r == 0)
+			r = find_directory(s, above, entries[i]->d_name, err);
+		free(entries[i]);
+	}
+	if (n >= 0)
+		free(entries);
+	return r;
+}
+
+/* All that were given, and the directories below those that are deep. */
+static int find_sources(struct scan *s, struct bd_error *err)
+{
+	struct bdfs_models *models = s->models;
+	int r = 0;
+
+	for (size_t i = 0; i < models->source_count; i++)
+		models->sources[i]->seen = false;
+	for (size_t i = 0; r == 0 && i < models->source_count; i++) {
+		struct bdfs_source *source = models->sources[i];
+
+		if (source->above)
+			continue;
+		if (s->retry)
+			bdfs_source_follow(source);
+		r = add_source(s, source, err);
+		if (r == 0)
+			r = find_below(s, source, err);
+		if (r == 0 && !source->only && !source->deep && (s->first || s->retry))
+			note_unseen(s, source);
+	}
+	return r;
 }
 
 static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_model *const *known,
@@ -410,8 +607,6 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 	struct stat st;
 	int n, r = 0;
 
-	if (s->retry)
-		bdfs_source_follow(source);
 	if (source->problem)
 		r = scan_fault(s, source, source->path, NULL, source->problem, false, err);
 	if (r < 0)
@@ -580,12 +775,17 @@ static int scan(struct bdfs_models *models, bool first, bool retry, bool *change
 	struct bdfs_model **known, **list;
 	struct bdfs_rejected *rejected;
 	struct bdfs_base **bases;
-	size_t known_count = 0, count, rejected_count;
+	struct bdfs_source **sources;
+	size_t known_count = 0, count, rejected_count, source_count;
 	int r;
 
 	known = malloc((models->count + 1) * sizeof(*known));
-	if (!known)
-		return no_memory(err);
+	r = known ? find_sources(&s, err) : no_memory(err);
+	if (r < 0) {
+		free(known);
+		scan_clear(&s);
+		return r;
+	}
 	for (size_t i = 0; i < models->count; i++)
 		if (!models->list[i]->is_base)
 			known[known_count++] = models->list[i];
@@ -594,8 +794,8 @@ static int scan(struct bdfs_models *models, bool first, bool retry, bool *change
 	r = scan_bases(&s, err);
 	if (r == 0)
 		r = scan_base_models(&s, err);
-	for (size_t i = 0; r == 0 && i < models->source_count; i++)
-		r = scan_source(&s, &models->sources[i], known, known_count, err);
+	for (size_t i = 0; r == 0 && i < s.source_count; i++)
+		r = scan_source(&s, s.sources[i], known, known_count, err);
 	free(known);
 	if (r == 0)
 		r = scan_sort(&s, err);
@@ -622,10 +822,19 @@ static int scan(struct bdfs_models *models, bool first, bool retry, bool *change
 	models->count = s.count;
 	models->rejected = s.rejected;
 	models->rejected_count = s.rejected_count;
+	sources = models->sources;
+	source_count = models->source_count;
+	models->sources = s.sources;
+	models->source_count = s.source_count;
+	for (size_t i = 0; i < source_count; i++)
+		sources[i]->listed = sources[i]->seen; /* else it goes, below */
+	for (size_t i = 0; i < models->source_count; i++)
+		models->sources[i]->listed = true;
 	pthread_mutex_unlock(&models->lock);
 
 	s = (struct scan){ .models = models, .bases = bases, .list = list, .count = count,
-			   .rejected = rejected, .rejected_count = rejected_count };
+			   .rejected = rejected, .rejected_count = rejected_count,
+			   .sources = sources, .source_count = source_count };
 	scan_clear(&s);
 	if (*changed || first)
 		malloc_trim(0); /* examining took much more than what stays */
@@ -646,19 +855,21 @@ int bdfs_models_scan(struct bdfs_models *models, bool retry, bool *changed, stru
 	return scan(models, false, retry, changed, err);
 }
 
-bool bdfs_models_is_stale(const struct bdfs_models *models)
+bool bdfs_models_is_stale(struct bdfs_models *models)
 {
+	bool stale = false;
 	struct stat st;
 
-	for (size_t i = 0; i < models->source_count; i++)
-		if (fstat(models->sources[i].fd, &st) == 0 &&
-		    nanoseconds(st.st_mtim) != atomic_load(&models->sources[i].shown))
-			return true;
-	return false;
+	pthread_mutex_lock(&models->lock);
+	for (size_t i = 0; i < models->source_count && !stale; i++)
+		stale = fstat(models->sources[i]->fd, &st) == 0 &&
+			nanoseconds(st.st_mtim) != atomic_load(&models->sources[i]->shown);
+	pthread_mutex_unlock(&models->lock);
+	return stale;
 }
 
 void bdfs_models_shown(struct bdfs_models *models)
 {
 	for (size_t i = 0; i < models->source_count; i++)
-		atomic_store(&models->sources[i].shown, models->sources[i].scanned);
+		atomic_store(&models->sources[i]->shown, models->sources[i]->scanned);
 }

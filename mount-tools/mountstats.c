@@ -35,6 +35,7 @@ enum kind {
 	FLAG,     /* bool */
 	OBJECT,   /* members of the same struct */
 	ARRAY,    /* of objects: a pointer and a size_t */
+	OPTIONAL_ARRAY, /* the same; empty where it is missing, as daemons of older versions leave it */
 };
 
 struct shape;
@@ -83,6 +84,10 @@ static const struct member rejected_members[] = {
 	AT(mountstats_rejected, "reason", TEXT, reason),
 	{ 0 },
 };
+static const struct member note_members[] = {
+	AT(mountstats_note, "text", TEXT, text),
+	{ 0 },
+};
 static const struct member in_use_members[] = {
 	AT(mountstats, "readahead_kib", COUNT, in_use.readahead),
 	AT(mountstats, "passthrough", FLAG, in_use.passthrough),
@@ -114,8 +119,8 @@ static const struct member latency_members[] = {
 	{ 0 },
 };
 
-#define ARRAY_OF(name, type, field, number, members) \
-	{ name, ARRAY, offsetof(struct mountstats, field), offsetof(struct mountstats, number), \
+#define LIST_OF(kind, name, type, field, number, members) \
+	{ name, kind, offsetof(struct mountstats, field), offsetof(struct mountstats, number), \
 	  &(const struct shape){ sizeof(struct type), members } }
 #define OBJECT_OF(name, members) { name, OBJECT, 0, 0, &(const struct shape){ 0, members } }
 
@@ -129,9 +134,10 @@ static const struct member members[] = {
 	AT(mountstats, "layout", TEXT, layout),
 	AT(mountstats, "threads", COUNT, threads),
 	OBJECT_OF("in_use", in_use_members),
-	ARRAY_OF("bases", mountstats_base, bases, base_count, base_members),
-	ARRAY_OF("models", mountstats_model, models, model_count, model_members),
-	ARRAY_OF("rejected", mountstats_rejected, rejected, rejected_count, rejected_members),
+	LIST_OF(ARRAY, "bases", mountstats_base, bases, base_count, base_members),
+	LIST_OF(ARRAY, "models", mountstats_model, models, model_count, model_members),
+	LIST_OF(ARRAY, "rejected", mountstats_rejected, rejected, rejected_count, rejected_members),
+	LIST_OF(OPTIONAL_ARRAY, "notes", mountstats_note, notes, note_count, note_members),
 	OBJECT_OF("totals", totals_members),
 	OBJECT_OF("latency_us", latency_members),
 	{ 0 },
@@ -180,6 +186,7 @@ static int read_member(struct bd_json *j, const struct member *m, char *out)
 	case OBJECT:
 		return read_object(j, m->shape->members, out);
 	case ARRAY:
+	case OPTIONAL_ARRAY:
 		return read_array(j, m, out);
 	}
 	return 0;
@@ -198,7 +205,7 @@ static int read_object(struct bd_json *j, const struct member *list, char *out)
 		rc = list[i].name ? read_member(j, &list[i], out) : bd_json_skip(j);
 	}
 	for (i = 0; rc == 0 && list[i].name; i++)
-		if (list[i].kind != OPTIONAL && !(seen >> i & 1))
+		if (list[i].kind != OPTIONAL && list[i].kind != OPTIONAL_ARRAY && !(seen >> i & 1))
 			rc = bd_json_fail(j, "'%s' is missing", list[i].name);
 	return rc;
 }
@@ -210,7 +217,7 @@ static void free_object(const struct member *list, char *out)
 			free(*(char **)(out + list->at));
 		} else if (list->kind == OBJECT) {
 			free_object(list->shape->members, out);
-		} else if (list->kind == ARRAY) {
+		} else if (list->kind == ARRAY || list->kind == OPTIONAL_ARRAY) {
 			char *items = *(char **)(out + list->at);
 			size_t count = *(size_t *)(out + list->count_at);
 

@@ -31,6 +31,10 @@ struct mountstats_rejected {
 	char *delta, *reason;
 };
 
+struct mountstats_note {
+	char *text; /* a sentence */
+};
+
 struct mountstats {
 	char *text; /* the whole document in one line, checked JSON */
 	char *version, *source, *mountpoint, *layout;
@@ -47,6 +51,8 @@ struct mountstats {
 	size_t model_count;
 	struct mountstats_rejected *rejected;
 	size_t rejected_count;
+	struct mountstats_note *notes;
+	size_t note_count;
 	struct {
 		uint64_t virtual_bytes, stored_bytes, opens, reads, bytes, base_bytes, delta_bytes;
 		uint64_t errors, reloads;

@@ -115,6 +115,8 @@ static void print_stats(const struct mountstats *s)
 		print_plain(r->reason);
 		putchar('\n');
 	}
+	for (size_t i = 0; i < s->note_count; i++)
+		print_line("note", s->notes[i].text);
 }
 
 static int print_mount(const struct mount_entry *e, bool json, struct bd_error *err)

@@ -150,7 +150,7 @@ check "stats.json is JSON with the documented keys" python3 - "$C/stats.json" "$
 import json, os, sys
 s = json.load(open(sys.argv[1]))
 wanted = {
-    "": "version pid mounted_at uptime_s source mountpoint layout threads in_use bases models rejected totals "
+    "": "version pid mounted_at uptime_s source mountpoint layout threads in_use bases models rejected notes totals "
         "latency_us",
     "in_use": "readahead_kib passthrough mapped cpu sandbox user watch",
     "bases": "name path digest tensors bytes models problem",

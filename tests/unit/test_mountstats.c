@@ -32,6 +32,7 @@ static struct bd_error err;
 	"\"latency_us\":{\"count\":8,\"p50\":1.5,\"p90\":2,\"p99\":3e1,\"max\":4}}"
 #define DOCUMENT(bases, models, rejected)                                                             \
 	HEAD IN_USE "\"bases\":[" bases "],\"models\":[" models "],\"rejected\":[" rejected "]," REST
+#define WITH_NOTES HEAD IN_USE "\"bases\":[],\"models\":[],\"rejected\":[],\"notes\":[{\"text\":\"a\"},{\"text\":\"b\"}]," REST
 
 static const char good[] = DOCUMENT(BASE, MODEL "," MODEL,
 				    "{\"delta\":\"/d/x.bdelta\",\"reason\":\"\\u001b[31m is\\nbad\"}");
@@ -65,6 +66,7 @@ static void reads_all(void **state)
 	assert_int_equal(s->models[0].errors, 7);
 	assert_int_equal(s->rejected_count, 1);
 	assert_string_equal(s->rejected[0].reason, "\x1b[31m is\nbad");
+	assert_int_equal(s->note_count, 0);
 	assert_int_equal(s->totals.reloads, 7);
 	assert_true(s->latency.p99 == 30);
 	assert_null(strchr(s->text, '\n')); /* one line, the same otherwise */
@@ -75,6 +77,10 @@ static void reads_all(void **state)
 	assert_int_equal(s->model_count, 0);
 	mountstats_free(s);
 	mountstats_free(NULL);
+	assert_int_equal(parse(&s, WITH_NOTES), 0);
+	assert_int_equal(s->note_count, 2);
+	assert_string_equal(s->notes[1].text, "b");
+	mountstats_free(s);
 }
 
 static void refuses(void **state)
