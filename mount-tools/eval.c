@@ -146,6 +146,11 @@ static void print_report(const struct arguments *a, const struct bdx_evaluation 
 		printf("The base answers as the fine-tune does here: there is nothing to keep.\n");
 		return;
 	}
+	if (total.delta_kl > total.base_kl) {
+		printf("The delta is further from the fine-tune (kl %.4g) than the base itself (%.4g): it is of no\n"
+		       "use for such text.\n", total.delta_kl, total.base_kl);
+		return;
+	}
 	printf("The delta closes %.1f %% of the distance (kl) from the base to the fine-tune, and\n"
 	       "gives its likeliest next token for %.1f %% of all (the base: %.1f %%). The rest is\n"
 	       "lost when the fine-tune is deleted%s.\n",

@@ -143,6 +143,9 @@ check "eval --seconds: a note says so" grep -qE \
 	'^note: [0-9]+ windows of each text instead of 1000, which takes about [0-9]+ (s|minutes) here: --seconds' seconds.err
 check "eval prints a table" grep -qE '^    delta +[0-9.]+ +[0-9.]+ % +[0-9.e+-]+ +[0-9.e+-]+$' eval.txt
 check "eval says what it means" grep -q '^The delta closes [0-9.]* % of' eval.txt
+must "$BITDELTA" import -q --steps 0 --attenuation 9 --base "$B" "$F" -o worse.bdelta
+evaluate worse.bdelta --text text.txt --windows 4 >worse.txt
+check "eval: a delta that is no good is called so" grep -q '^The delta is further from the fine-tune (kl' worse.txt
 refuses "eval: another fine-tune" 1 "^bitdelta eval: $B is not the fine-tune that kjv.bdelta was made from: " \
 	evaluate kjv.bdelta --fine "$B"
 cp -r "$F" nan
