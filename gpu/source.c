@@ -284,7 +284,7 @@ static int sample(struct bdx_source *s, struct bdx_source *shown, const struct b
 	struct bdx_weight theirs, ours;
 	int rc;
 
-	if (dtype != e->base_dtype || !bdx_source_find(shown, e->tensor->name, &ours) ||
+	if (all == 0 || dtype != e->base_dtype || !bdx_source_find(shown, e->tensor->name, &ours) ||
 	    !bdx_source_find(s, e->tensor->name, &theirs) || theirs.tensor->dtype != dtype ||
 	    theirs.tensor->size != e->tensor->size)
 		return 0;
