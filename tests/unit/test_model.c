@@ -1042,9 +1042,7 @@ static void sources_have_files(void **state)
 		free(text);
 		assert_int_equal(bdx_source_file(s, "tokenizer.json", &text, &size, &err), -ENOENT);
 		assert_non_null(strstr(err.text, "tokenizer.json"));
-		/* A view has no file of weights; the other source is a directory of any files. */
-		if (!i)
-			assert_int_equal(bdx_source_file(s, "model.safetensors", &text, &size, &err), -ENOENT);
+		assert_int_equal(bdx_source_file(s, "model.safetensors", &text, &size, &err), -ENOENT);
 		assert_false(bdx_source_find(s, "no.such.tensor", &a));
 	}
 	assert_true(bdx_source_find(plain, "model.layers.1.mlp.up_proj.weight", &a));
