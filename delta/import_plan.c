@@ -355,7 +355,8 @@ uint64_t bd_plan_header_bound(const struct bd_plan *plan)
 	for (size_t i = 0; i < plan->delta->file_count; i++)
 		if (!plan->delta->files[i].st)
 			bound += bd_container_entry_bound(
-				bd_container_name_bound(plan->delta->files[i].name) + strlen("plain/"), BD_U8, NUMBER, data);
+				bd_container_name_bound(plan->delta->files[i].name) + strlen("plain/"), BD_U8,
+				NUMBER, data);
 	for (size_t i = 0; i < plan->item_count; i++) {
 		const struct bd_item *item = &plan->items[i];
 		const struct bd_tensor *t = item->entry->tensor;

@@ -448,8 +448,8 @@ static int check_rules(const struct walk *w)
 {
 	for (size_t i = 0; i < w->rule_count; i++)
 		if (!w->used[i])
-			return bd_error_set(w->err, -EINVAL, "--%s '%.200s' matches no file of %s that could be kept (the "
-					    "names of those in subdirectories are such as '1_Pooling/config.json')",
+			return bd_error_set(w->err, -EINVAL, "--%s '%.200s' matches no file of %s that could be kept (those "
+					    "in subdirectories have names such as '1_Pooling/config.json')",
 					    w->rules[i].keep ? "keep" : "omit", w->rules[i].glob, w->c->path);
 	return 0;
 }

@@ -94,8 +94,8 @@ static void subdirectories(void **state)
 	file(dir, "runs/.hidden", 1);
 	td_mkdir(dir, "empty/nested");
 	expect(dir, NULL, 0,
-	       LIST("1_Pooling/config.json", "2_Dense/model.safetensors", "3_Dense/pytorch_model.bin", "a-b", "a/b/c/d/e",
-		    "additional_chat_templates/tool_use.jinja", "config.json", "runs/.hidden",),
+	       LIST("1_Pooling/config.json", "2_Dense/model.safetensors", "3_Dense/pytorch_model.bin", "a-b",
+		    "a/b/c/d/e", "additional_chat_templates/tool_use.jinja", "config.json", "runs/.hidden",),
 	       LIST("2_Dense/pytorch_model.bin (100 B): a second copy of the weights; --keep takes it",));
 }
 
@@ -140,8 +140,8 @@ static void other_files(void **state)
 	assert_int_equal(mkfifo(td_path(dir, "fifo"), 0600), 0);
 	expect(dir, NULL, 0, kept,
 	       LIST(".GIT and 5 more (5.00 kB): no part of a model",
-		    "bad?[31m and 1 more (20 B): not a valid name (UTF-8 without control characters, not too long or too "
-		    "deep)",
+		    "bad?[31m and 1 more (20 B): not a valid name (UTF-8 without control characters, not too long or "
+		    "too deep)",
 		    "fifo (0 B): not a regular file",
 		    "consolidated.00.pth and 7 more (4.52 kB): a second copy of the weights; --keep takes it",
 		    "checkpoint-500/ and 2 more (73.4 MB): state of the training; --keep takes it",
