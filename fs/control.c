@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,7 +92,7 @@ static void stats_bases(struct bd_buffer *b, const struct bdfs_models *m)
 
 static void stats_models(struct bd_buffer *b, const struct bdfs_models *m)
 {
-	char text[PATH_MAX + 100];
+	char text[BDFS_LONGEST_NOTE];
 	bool any = false;
 	int note;
 
@@ -201,7 +200,7 @@ static void print_status(struct bd_buffer *b, struct bdfs_models *m, const struc
 {
 	struct bdfs_percentiles p;
 	struct sums sums = sums_of(m);
-	char one[32], two[32], three[32], text[PATH_MAX + 100];
+	char one[32], two[32], three[32], text[BDFS_LONGEST_NOTE];
 	int note;
 
 	bdfs_latency_percentiles(&m->latency, &p);

@@ -13,6 +13,7 @@
 #ifndef BDFS_MODELS_H
 #define BDFS_MODELS_H
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
@@ -143,6 +144,7 @@ bool bdfs_models_is_stale(struct bdfs_models *models);
 
 /* What should be known of directory INDEX of deltas, a sentence; 0: nothing, -1: there is no such directory. With
  * the lock held. */
+#define BDFS_LONGEST_NOTE (2 * PATH_MAX + 100) /* bytes */
 int bdfs_models_note(const struct bdfs_models *models, size_t index, char *text, size_t size);
 
 /* The directories of the deltas, by descriptors that belong to the models: NULL at INDEX >= their number. For the

@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -464,12 +463,13 @@ static void note_unseen(const struct scan *s, struct bdfs_source *source)
 {
 	unsigned budget = MAX_COUNTED;
 	int fd = bdfs_open_below(source->fd, ".");
-	char text[PATH_MAX + 100];
+	char text[BDFS_LONGEST_NOTE];
+	size_t count;
 
 	if (fd < 0)
 		return;
-	atomic_store(&source->unseen, count_below(fd, 0, &budget));
-	if (bdfs_source_note(source, text, sizeof(text)))
+	count = count_below(fd, 0, &budget);
+	if (atomic_exchange(&source->unseen, count) != count && bdfs_source_note(source, text, sizeof(text)))
 		bdfs_log_write(s->models->log, LOG_NOTICE, "%s", text);
 }
 
@@ -517,7 +517,7 @@ static int find_below(struct scan *s, const struct bdfs_source *above, struct bd
 static int find_directory(struct scan *s, const struct bdfs_source *above, const char *name,
 			  struct bd_error *err)
 {
-	struct bdfs_source *known = known_below(s->models, above, name), *source;
+	struct bdfs_source *known, *source;
 	struct bd_error why = { 0 };
 	int r;
 
@@ -529,6 +529,7 @@ static int find_directory(struct scan *s, const struct bdfs_source *above, const
 			     "not looked at", above->path, MAX_SOURCES);
 		return scan_fault(s, above, above->path, NULL, why.text, false, err);
 	}
+	known = known_below(s->models, above, name);
 	r = bdfs_source_below(&source, above, name);
 	if (r == -ENOENT || r == -ENOTDIR || r == -ELOOP || (r == -EXDEV && !known))
 		return 0;

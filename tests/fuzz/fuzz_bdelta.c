@@ -165,6 +165,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		whole = bd_verify(d, base, &watch, &err) == 0;
 	readable = read_all(v, how);
 	require(readable || !whole, "verified, but cannot be read", path);
+	bd_view_slim(v);
+	require(read_all(v, how) == readable, "slim, and reads otherwise", path);
 	bd_view_close(v);
 	return 0;
 }
