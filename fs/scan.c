@@ -475,8 +475,11 @@ static void note_unseen(const struct scan *s, struct bdfs_source *source)
 
 /* --- sources --- */
 
+/* Before anything in it is listed, directories or deltas: what comes later is seen by the next scan. */
 static int add_source(struct scan *s, struct bdfs_source *source, struct bd_error *err)
 {
+	struct stat st;
+
 	if (s->source_count == s->source_capacity) {
 		size_t capacity = s->source_capacity ? 2 * s->source_capacity : 16;
 		struct bdfs_source **more = reallocarray(s->sources, capacity, sizeof(*more));
@@ -489,6 +492,8 @@ static int add_source(struct scan *s, struct bdfs_source *source, struct bd_erro
 		s->sources = more;
 		s->source_capacity = capacity;
 	}
+	if (fstat(source->fd, &st) == 0)
+		source->scanned = nanoseconds(st.st_mtim);
 	source->seen = true;
 	source->order = (unsigned)s->source_count;
 	s->sources[s->source_count++] = source;
@@ -605,15 +610,12 @@ static int scan_source(struct scan *s, struct bdfs_source *source, struct bdfs_m
 	struct dirent **entries;
 	struct bd_error why = { 0 };
 	const char **names;
-	struct stat st;
 	int n, r = 0;
 
 	if (source->problem)
 		r = scan_fault(s, source, source->path, NULL, source->problem, false, err);
 	if (r < 0)
 		return r;
-	if (fstat(source->fd, &st) == 0) /* before listing: what comes later is seen by the next scan */
-		source->scanned = nanoseconds(st.st_mtim);
 	if (source->only)
 		return scan_entries(s, source, (const char *const *)&source->only, 1, known, known_count,
 				    err);

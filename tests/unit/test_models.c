@@ -6,6 +6,8 @@
 
 #include <cmocka.h>
 
+#include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,12 +49,14 @@ static void copy(const char *from, const char *dir, const char *name)
 	assert_int_equal(rename(td_write(dir, ".new", data, size), td_path(dir, name)), 0);
 }
 
-static void set_up(struct fixture *f, const struct bdfs_config *how)
+/* BELOW: "", or what is put after the directory's name. */
+static void set_up_below(struct fixture *f, const struct bdfs_config *how, const char *below)
 {
 	const struct bdfs_sink nowhere = { 0 };
 	struct bdfs_config config = *how;
 	const struct bdfs_tree_options options = { 0 };
 	struct ts_model m;
+	char *deltas;
 
 	build(&m, td_dir(), "w");
 	f->base = td_format("%s", m.base_path);
@@ -65,11 +69,17 @@ static void set_up(struct fixture *f, const struct bdfs_config *how)
 	assert_int_equal(bdfs_log_open(&f->log, NULL, nowhere, &err), 0);
 	config.bases = &f->base;
 	config.base_count = 1;
-	config.deltas = &f->dir;
+	deltas = td_format("%s%s", f->dir, below);
+	config.deltas = &deltas;
 	config.delta_count = 1;
 	if (bdfs_models_open(&f->models, &config, f->log, &err) < 0)
 		fail_msg("%s", err.text);
 	assert_int_equal(bdfs_tree_new(&f->tree, f->models, &options, &err), 0);
+}
+
+static void set_up(struct fixture *f, const struct bdfs_config *how)
+{
+	set_up_below(f, how, "");
 }
 
 static void tear_down(struct fixture *f)
@@ -238,6 +248,47 @@ static void rejected(void **state)
 }
 
 /* A delta given by name must be good, and no two may have one name. */
+/* Called once, when the next directory has been listed. */
+static void (*meanwhile)(struct fixture *);
+static struct fixture *meanwhile_of;
+
+int scandirat(int dirfd, const char *name, struct dirent ***list, int (*filter)(const struct dirent *),
+	      int (*compare)(const struct dirent **, const struct dirent **))
+{
+	int (*real)(int, const char *, struct dirent ***, int (*)(const struct dirent *),
+		    int (*)(const struct dirent **, const struct dirent **));
+	void (*now)(struct fixture *) = meanwhile;
+	int n;
+
+	*(void **)&real = dlsym(RTLD_NEXT, "scandirat");
+	n = real(dirfd, name, list, filter, compare);
+	meanwhile = NULL;
+	if (now)
+		now(meanwhile_of);
+	return n;
+}
+
+static void make_below(struct fixture *f)
+{
+	copy(f->delta[0], td_mkdir(f->dir, "org"), "two.bdelta");
+}
+
+/* A directory that is made when those beside it have been listed already is seen by the next scan. */
+static void made_meanwhile(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	set_up_below(&f, &(struct bdfs_config){ 0 }, "/**");
+	meanwhile = make_below;
+	meanwhile_of = &f;
+	assert_string_equal(rescan(&f, false), "");
+	assert_true(bdfs_models_is_stale(f.models));
+	assert_string_equal(rescan(&f, false), "org--two");
+	assert_false(bdfs_models_is_stale(f.models));
+	tear_down(&f);
+}
+
 static void must_be_good(void **state)
 {
 	struct bdfs_config config = { .base_count = 1, .delta_count = 2 };
@@ -418,6 +469,7 @@ int main(void)
 		cmocka_unit_test(replaced),
 		cmocka_unit_test(overwritten),
 		cmocka_unit_test(rejected),
+		cmocka_unit_test(made_meanwhile),
 		cmocka_unit_test(must_be_good),
 		cmocka_unit_test(several_bases),
 		cmocka_unit_test(hub),
