@@ -31,7 +31,7 @@ struct report {
 	bool *found;              /* for each of them: a proposal finds it */
 	size_t count, worthy;     /* of orphans, and of all weights that would be signs */
 	uint64_t bytes, worthy_bytes;
-	bool *used;               /* for each tensor of the base: something is compared with it */
+	bool *used;               /* for each tensor of the base: something is compared with it, or it is a copy */
 	struct proposal proposals[MAX_RENAMES];
 	size_t proposal_count;
 };
@@ -167,7 +167,7 @@ static const char *most_alike(const struct report *r, const struct bd_tensor *t,
 	const char *best = NULL;
 
 	*common = 0;
-	for (size_t i = 0; i < base->count; i++) {
+	for (size_t i = 0; i < base->checkpoint->tensor_count; i++) {
 		const char *name = base->tensors[i].tensor->name;
 		size_t n = r->used[i] || !can_be_signs(t, &base->tensors[i]) ? 0 : common_end(t->name, name);
 
@@ -252,7 +252,7 @@ static bool find_fused(const struct report *r, struct branch *fine, struct branc
 		for (size_t i = 0; i < plan->item_count; i++)
 			if (!plan->items[i].match)
 				add_to_branch(fine, plan->items[i].entry->tensor, name, n);
-		for (size_t i = 0; i < plan->base->count; i++)
+		for (size_t i = 0; i < plan->base->checkpoint->tensor_count; i++)
 			if (!r->used[i])
 				add_to_branch(base, plan->base->tensors[i].tensor, name, n);
 		if (base->numbers == fine->numbers && base->tensors != fine->tensors)
@@ -280,7 +280,7 @@ static const char *example_of_base(const struct report *r)
 	const char *best = "";
 	size_t most = 0;
 
-	for (size_t i = 0; i < base->count; i++) {
+	for (size_t i = 0; i < base->checkpoint->tensor_count; i++) {
 		const struct bd_tensor *t = base->tensors[i].tensor;
 		size_t score = 1 + depth(t->name) + (!r->used[i] && t->dims >= 2 ? BD_MAX_NAME : 0);
 
@@ -332,12 +332,15 @@ static void explain(struct report *r, char *text, size_t room)
 static int collect(struct report *r)
 {
 	const struct bd_plan *plan = r->plan;
+	const struct bd_checkpoint *base = plan->base->checkpoint;
 
 	r->orphans = calloc(plan->item_count + 1, sizeof(*r->orphans));
 	r->found = calloc(plan->item_count + 1, sizeof(*r->found));
-	r->used = calloc(plan->base->count + 1, sizeof(*r->used));
+	r->used = calloc(base->tensor_count + 1, sizeof(*r->used));
 	if (!r->orphans || !r->found || !r->used)
 		return -ENOMEM;
+	for (size_t i = 0; i < base->tensor_count; i++)
+		r->used[i] = bd_checkpoint_is_copy(base, plan->base->tensors[i].tensor);
 	for (size_t i = 0; i < plan->item_count; i++) {
 		struct bd_item *item = &plan->items[i];
 		const struct bd_base_tensor *b = item->match;

@@ -580,6 +580,29 @@ static void special_fine_tune(void **state)
 	}
 }
 
+/* A base with the same tensors in all of its shards: the copies that do not count are nothing to compare with. */
+static void base_with_copies(void **state)
+{
+	static const char *const names[] = { "model.a.weight", "model.b.weight", "lm_head.weight", NULL };
+	static const char *const other[] = { "m.a.weight", "m.b.weight", "lm_head.weight", NULL };
+	struct place p = pair(names, names);
+	struct bd_import_options o = { 0 };
+	char *map = "";
+
+	(void)state;
+	for (int i = 1; i <= 20; i++)
+		assert_int_equal(link(td_path(p.base, "model.safetensors"),
+				      td_path(p.base, td_format("model-%d.safetensors", i))), 0);
+	unlink(td_path(p.base, "model.safetensors"));
+	for (int i = 1; i <= 20; i++)
+		map = td_format("%s%s\"x%d\":\"model-%d.safetensors\"", map, i > 1 ? "," : "", i, i);
+	td_text(p.base, "model.safetensors.index.json", td_format("{\"weight_map\":{%s}}", map));
+	bd_delta_close(imported(&p, o));
+	write_model(p.fine, other, 1, true);
+	refused(&p, o);
+	SAYS(err.text, "--rename 'm.=model.' finds 2 of them");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -596,6 +619,7 @@ int main(void)
 		cmocka_unit_test(mounted),
 		cmocka_unit_test(special_numbers),
 		cmocka_unit_test(special_fine_tune),
+		cmocka_unit_test(base_with_copies),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
