@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,14 @@
 
 #define CHUNK ((uint64_t)8 << 20)
 
+/* A file on its way. Only those that threads work at are open and inflated: there may be more files than
+ * descriptors, and more bytes than memory. */
+struct target {
+	int fd;      /* -1: not created yet, or whole */
+	bool acquired;
+	size_t left; /* chunks to come */
+};
+
 struct export {
 	struct bd_view *view;
 	const struct bd_watch *watch;
@@ -26,8 +35,8 @@ struct export {
 	size_t directory_count;
 	bool replaces;   /* an empty directory, */
 	struct stat old; /* whose permissions the new one gets */
-	int *fds;        /* of the files in it */
-	bool *acquired;
+	struct target *targets; /* the files in it */
+	pthread_mutex_t lock;   /* guards these */
 	size_t *first;   /* number of each file's first chunk, and one past the last */
 	uint64_t total;
 	atomic_ullong done;
@@ -39,29 +48,107 @@ static int file_error(const struct export *x, size_t i, const char *what, struct
 			    what, strerror(errno));
 }
 
+/* The path of something in the temporary directory; NULL: out of memory. */
+static char *inside(const struct export *x, const char *name)
+{
+	char *path;
+
+	return asprintf(&path, "%s/%s", x->temporary, name) < 0 ? NULL : path;
+}
+
+static int create_file(struct export *x, size_t i, struct bd_error *err)
+{
+	struct target *t = &x->targets[i];
+	char *path;
+	int rc = bd_view_acquire(x->view, i, err);
+
+	if (rc < 0)
+		return rc;
+	t->acquired = true;
+	path = inside(x, x->view->files[i].name);
+	if (!path)
+		return bd_error_set(err, -ENOMEM, "%s: out of memory", x->view->name);
+	t->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	free(path);
+	return t->fd < 0 ? file_error(x, i, "create", err) : 0;
+}
+
+static int begin_chunk(struct export *x, size_t i, struct bd_error *err)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&x->lock);
+	if (x->targets[i].fd < 0)
+		rc = create_file(x, i, err);
+	pthread_mutex_unlock(&x->lock);
+	return rc;
+}
+
+static void close_file(struct export *x, size_t i)
+{
+	struct target *t = &x->targets[i];
+
+	if (t->fd >= 0)
+		close(t->fd);
+	t->fd = -1;
+	if (t->acquired)
+		bd_view_release(x->view, i);
+	t->acquired = false;
+}
+
+static int end_chunk(struct export *x, size_t i, struct bd_error *err)
+{
+	bool last;
+
+	pthread_mutex_lock(&x->lock);
+	last = --x->targets[i].left == 0;
+	pthread_mutex_unlock(&x->lock);
+	if (!last)
+		return 0;
+	if (fsync(x->targets[i].fd) < 0)
+		return file_error(x, i, "write to the disk", err);
+	close_file(x, i);
+	return 0;
+}
+
+/* The file that has a chunk. */
+static size_t file_of(const struct export *x, size_t chunk)
+{
+	size_t low = 0, high = x->view->file_count;
+
+	while (high - low > 1) {
+		size_t middle = low + (high - low) / 2;
+
+		if (x->first[middle] <= chunk)
+			low = middle;
+		else
+			high = middle;
+	}
+	return low;
+}
+
 /* One chunk of one file. */
 static int work(void *context, size_t index, struct bd_error *err)
 {
 	struct export *x = context;
-	size_t file = 0;
-	uint64_t offset, at = 0;
+	size_t file = file_of(x, index);
+	uint64_t offset = (index - x->first[file]) * CHUNK, at = 0;
 	struct bd_scratch *scratch = bd_scratch_new();
 	char *buf = malloc(CHUNK);
 	ssize_t size = 0;
 	int rc = 0;
 
-	while (x->first[file + 1] <= index)
-		file++;
-	offset = (index - x->first[file]) * CHUNK;
-	if (!scratch || !buf) {
+	if (!scratch || !buf)
 		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", x->view->name);
+	if (rc == 0)
+		rc = begin_chunk(x, file, err);
+	if (rc < 0)
 		goto out;
-	}
 	size = bd_view_read(x->view, file, buf, CHUNK, offset, scratch, err);
 	if (size < 0)
 		rc = (int)size;
 	while (rc == 0 && at < (uint64_t)size) {
-		ssize_t n = pwrite(x->fds[file], buf + at, (size_t)((uint64_t)size - at),
+		ssize_t n = pwrite(x->targets[file].fd, buf + at, (size_t)((uint64_t)size - at),
 				   (off_t)(offset + at));
 
 		if (n < 0 && errno == EINTR)
@@ -72,6 +159,8 @@ static int work(void *context, size_t index, struct bd_error *err)
 			at += (uint64_t)n;
 	}
 	atomic_fetch_add(&x->done, at);
+	if (rc == 0)
+		rc = end_chunk(x, file, err);
 out:
 	bd_scratch_free(scratch);
 	free(buf);
@@ -107,14 +196,6 @@ static int list_directories(struct export *x, struct bd_error *err)
 	return 0;
 }
 
-/* The path of something in the temporary directory; NULL: out of memory. */
-static char *inside(const struct export *x, const char *name)
-{
-	char *path;
-
-	return asprintf(&path, "%s/%s", x->temporary, name) < 0 ? NULL : path;
-}
-
 static int create_directories(struct export *x, struct bd_error *err)
 {
 	int rc = list_directories(x, err);
@@ -132,28 +213,16 @@ static int create_directories(struct export *x, struct bd_error *err)
 	return rc;
 }
 
-static int create_files(struct export *x, struct bd_error *err)
+/* Number the chunks. An empty file has one, too. */
+static void plan_chunks(struct export *x)
 {
-	struct bd_view *v = x->view;
+	for (size_t i = 0; i < x->view->file_count; i++) {
+		uint64_t size = x->view->files[i].size;
 
-	for (size_t i = 0; i < v->file_count; i++) {
-		char *path;
-		int rc = bd_view_acquire(v, i, err);
-
-		if (rc < 0)
-			return rc;
-		x->acquired[i] = true;
-		path = inside(x, v->files[i].name);
-		if (!path)
-			return bd_error_set(err, -ENOMEM, "%s: out of memory", v->name);
-		x->fds[i] = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-		free(path);
-		if (x->fds[i] < 0)
-			return file_error(x, i, "create", err);
-		x->first[i + 1] = x->first[i] + (size_t)((v->files[i].size + CHUNK - 1) / CHUNK);
-		x->total += v->files[i].size;
+		x->targets[i] = (struct target){ .fd = -1, .left = size ? (size_t)((size + CHUNK - 1) / CHUNK) : 1 };
+		x->first[i + 1] = x->first[i] + x->targets[i].left;
+		x->total += size;
 	}
-	return 0;
 }
 
 static void take_permissions(struct export *x, const char *out)
@@ -178,11 +247,6 @@ static int finish(struct export *x, const char *out, struct bd_error *err)
 	char *parent = strdup(out), *slash;
 	int rc = 0;
 
-	for (size_t i = 0; i < x->view->file_count; i++)
-		if (fsync(x->fds[i]) < 0) {
-			free(parent);
-			return file_error(x, i, "write to the disk", err);
-		}
 	for (size_t i = x->directory_count; rc == 0 && i-- > 0; ) {
 		char *path = inside(x, x->directories[i]);
 
@@ -263,16 +327,16 @@ int bd_export(struct bd_view *view, const char *path, const struct bd_watch *wat
 
 	while (out && strlen(out) > 1 && out[strlen(out) - 1] == '/')
 		out[strlen(out) - 1] = '\0';
-	x.fds = calloc(view->file_count + 1, sizeof(*x.fds));
-	x.acquired = calloc(view->file_count + 1, sizeof(*x.acquired));
+	pthread_mutex_init(&x.lock, NULL);
+	x.targets = calloc(view->file_count + 1, sizeof(*x.targets));
 	x.first = calloc(view->file_count + 1, sizeof(*x.first));
-	if (!out || !x.fds || !x.acquired || !x.first ||
+	if (!out || !x.targets || !x.first ||
 	    asprintf(&x.temporary, "%s.partial-%d", out, getpid()) < 0) {
 		x.temporary = NULL;
 		rc = bd_error_set(err, -ENOMEM, "%s: out of memory", path);
 		goto out;
 	}
-	memset(x.fds, -1, (view->file_count + 1) * sizeof(*x.fds));
+	plan_chunks(&x);
 	rc = check_target(out, err);
 	if (rc < 0)
 		goto out;
@@ -284,29 +348,23 @@ int bd_export(struct bd_view *view, const char *path, const struct bd_watch *wat
 	}
 	created = true;
 	rc = create_directories(&x, err);
-	if (rc == 0)
-		rc = create_files(&x, err);
 	job.count = x.first[view->file_count];
 	if (rc == 0)
 		rc = bd_parallel_run(&job, err);
 	if (rc == 0)
 		rc = finish(&x, out, err);
 out:
-	for (size_t i = 0; x.fds && x.acquired && i < view->file_count; i++) {
-		if (x.acquired[i])
-			bd_view_release(view, i);
-		if (x.fds[i] >= 0)
-			close(x.fds[i]);
-	}
+	for (size_t i = 0; job.count && i < view->file_count; i++)
+		close_file(&x, i);
 	if (rc < 0 && created)
 		remove_temporary(&x);
 	for (size_t i = 0; i < x.directory_count; i++)
 		free(x.directories[i]);
 	free(x.directories);
 	free(x.temporary);
-	free(x.acquired);
 	free(x.first);
-	free(x.fds);
+	free(x.targets);
+	pthread_mutex_destroy(&x.lock);
 	free(out);
 	return rc;
 }

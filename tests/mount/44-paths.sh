@@ -51,6 +51,17 @@ import_fine --omit a/vocab.json >"$W/import.log" 2>&1
 rm -rf "$W/truth/original"
 echo y >"$W/truth/a.b"
 
+# More files than a process may have open.
+cp -r "$DATA/kjv" "$W/files"
+mkdir -p "$W/files/many"
+for i in {1..600}; do
+	echo "$i" >"$W/files/many/$i"
+done
+"$BUILD/bitdelta" import --steps 0 --base "$B" "$W/files" -o "$W/files.bdelta" >"$W/import.log" 2>&1
+check "export with few descriptors" bash -c 'ulimit -n 500 && exec "$0" export "$1/files.bdelta" --base "$2" -o "$1/files.out"' \
+	"$BUILD/bitdelta" "$W" "$B"
+check "all files are there" diff -r "$W/files/many" "$W/files.out/many"
+
 # --- mount ---
 
 sizes() { (cd "$1" && find . -type f -printf '%s %P\n' | sort); }

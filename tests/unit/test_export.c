@@ -180,9 +180,9 @@ static void failures(void **state)
 	refused(v, out, -EFBIG);
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
 	assert_int_equal(entries(dir), 0);
-	/* Few descriptors. */
+	/* No descriptors. */
 	getrlimit(RLIMIT_NOFILE, &old);
-	small = (struct rlimit){ (rlim_t)dup(0) + 2, old.rlim_max };
+	small = (struct rlimit){ (rlim_t)dup(0) + 1, old.rlim_max };
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &small), 0);
 	refused(v, out, -EMFILE);
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
