@@ -344,7 +344,7 @@ static int note_differences(struct load *l, const struct differences *found)
 
 	/* What comes below is reason enough for another sum. */
 	if (said != 0 && said != bytes && !found->unlisted && !found->twice && !found->missing)
-		rc = note(l, "%s/" INDEX ": metadata.total_size is %.0f, but the shards hold %.0f bytes of "
+		rc = note(l, "%s/" INDEX ": metadata.total_size is %.15g, but the shards hold %.0f bytes of "
 			  "tensors; the shards count", path, said, bytes);
 	if (rc == 0 && found->unlisted)
 		rc = note(l, "%s/" INDEX ": does not list tensors that its shards hold (%zu, such as %s); "

@@ -135,6 +135,8 @@ int bd_index_read(struct bd_index *x, const char *path, struct bd_error *err)
 	int rc = bd_file_slurp(path, INDEX_MAX, &text, &size, err);
 
 	*x = (struct bd_index){ 0 };
+	if (rc == 0 && bd_file_is_pointer(text, size))
+		rc = bd_error_set(err, -EINVAL, "%s: is " BD_LFS_POINTER, path);
 	if (rc == 0)
 		/* Also refuses keys that occur twice, at any level. */
 		rc = bd_json_check(text, size, path, err);

@@ -551,6 +551,18 @@ static void many_tensors(void **state)
 	free(t);
 }
 
+static void pointer(void **state)
+{
+	char *dir = td_dir();
+	struct bd_checkpoint *c;
+
+	(void)state;
+	td_text(dir, INDEX, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9085657\n");
+	assert_int_equal(bd_checkpoint_open(&c, dir, &err), -EINVAL);
+	assert_string_equal(err.text, td_format("%s/" INDEX ": is a Git LFS pointer and not the file itself; run `git lfs "
+						"pull` in its repository", dir));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -559,6 +571,7 @@ int main(void)
 		cmocka_unit_test(many_shards),
 		cmocka_unit_test(loose_indexes),
 		cmocka_unit_test(copies),
+		cmocka_unit_test(pointer),
 		cmocka_unit_test(bad_indexes),
 		cmocka_unit_test(bad_shards),
 		cmocka_unit_test(hub_cache),
