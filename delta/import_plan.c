@@ -30,10 +30,10 @@ static int check_architecture(const struct bd_plan *plan, const char *base, cons
 	if (!base || !fine || strcmp(base, fine) == 0)
 		return 0;
 	if (!o->force)
-		return bd_error_set(err, -EINVAL, "wrong architecture: the base %s is '%s', the fine-tune %s "
-				    "is '%s' (model_type in config.json); give the base that the "
+		return bd_error_set(err, -EINVAL, "wrong architecture: the base %s is '%.100s', the fine-tune %s "
+				    "is '%.100s' (model_type in config.json); give the base that the "
 				    "fine-tune was made from, or --force", o->base, base, o->fine, fine);
-	bd_import_note(o, "%s is '%s', %s is '%s': imported all the same, as forced", o->base, base,
+	bd_import_note(o, "%s is '%.100s', %s is '%.100s': imported all the same, as forced", o->base, base,
 		       o->fine, fine);
 	return 0;
 }

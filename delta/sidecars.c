@@ -21,7 +21,7 @@
 #define MAX_POINTER 1024   /* bytes of a pointer of Git LFS */
 
 /* Why something is not taken. OMITTED is a user's word, and no news to him. */
-enum reason { TAKEN, OMITTED, NO_MODEL, NO_NAME, NO_FILE, LOOP, ELSEWHERE, COPY, STATE, LARGE, REASONS };
+enum reason { TAKEN, OMITTED, NO_MODEL, NO_NAME, NO_FILE, LOOP, ELSEWHERE, COPY, UNLISTED, STATE, LARGE, REASONS };
 
 static const char *const reasons[REASONS] = {
 	[NO_MODEL] = "no part of a model",
@@ -30,6 +30,7 @@ static const char *const reasons[REASONS] = {
 	[LOOP] = "link to a directory that it is in",
 	[ELSEWHERE] = "link to a directory elsewhere; --keep takes it",
 	[COPY] = "a second copy of the weights; --keep takes it",
+	[UNLISTED] = "weights that " BD_CHECKPOINT_INDEX " does not list; --keep takes them",
 	[STATE] = "state of the training; --keep takes it",
 	[LARGE] = "larger than 64 MiB; --keep takes it",
 };
@@ -45,9 +46,10 @@ static const char *const copies[] = {
 };
 /* The same where their directory has safetensors as well. */
 static const char *const copies_beside[] = { "pytorch_model*.bin", "pytorch_model*.bin.index*.json", "*.ckpt" };
+static const char shard[] = "*-of-*.safetensors";
 /* The same beside the checkpoint: shards and variants that it does not consist of. */
 static const char *const copies_at_top[] = {
-	"model.bin", "model*.safetensors", "*-of-*.safetensors", "*.safetensors.index*.json", "original",
+	"model.bin", "model*.safetensors", shard, "*.safetensors.index*.json", "original",
 };
 static const char *const state[] = {
 	"optimizer*.pt", "optimizer*.bin", "scheduler.pt", "scheduler.bin", "scaler.pt", "rng_state*.pth",
@@ -65,6 +67,7 @@ struct place {
 	enum reason reason;   /* for which all in it is left out unless a rule says otherwise */
 	const char *named;    /* path of the directory that the reason comes from */
 	bool *counted;        /* of that: something in it was left out */
+	const struct bd_file_rule *rule; /* that its path matches; what is in it may match another */
 };
 
 struct walk {
@@ -202,6 +205,8 @@ static enum reason judge_name(const struct walk *w, const struct place *place, c
 		return place->reason;
 	if (top && strcmp(name, BD_CHECKPOINT_INDEX) == 0 && w->c->indexed)
 		return TAKEN;
+	if (top && w->c->indexed && fnmatch(shard, name, 0) == 0)
+		return UNLISTED;
 	if (MATCHES_ANY(copies, name) || (place->has_safetensors && MATCHES_ANY(copies_beside, name)) ||
 	    (top && MATCHES_ANY(copies_at_top, name)))
 		return COPY;
@@ -313,7 +318,7 @@ static int visit_directory(struct walk *w, const struct place *parent, const cha
 	struct place place = {
 		.parent = parent, .path = path, .device = st->st_dev, .inode = st->st_ino,
 		.reason = parent->reason, .named = parent->named,
-		.counted = parent->counted,
+		.counted = parent->counted, .rule = rule,
 	};
 	enum reason reason = TAKEN;
 	int rc = 0;
@@ -389,13 +394,23 @@ static int by_name(const struct dirent **a, const struct dirent **b)
 	return strcmp((*a)->d_name, (*b)->d_name);
 }
 
+/* A directory that may not be read. */
+static int do_without(struct walk *w, const struct place *place, const char *full)
+{
+	if (place->rule && !place->rule->keep)
+		return 0;
+	if (!place->rule && place->reason != TAKEN)
+		return leave_out(w, place->reason, place, place->path, 0);
+	return lose(w, full, "may not be read; leave the directory out with --omit, or read it as its owner");
+}
+
 static int walk_directory(struct walk *w, struct place *place, const char *full)
 {
 	struct dirent **entries = NULL;
 	int rc = 0, n = scandir(full, &entries, NULL, by_name);
 
 	if (n < 0 && (errno == EACCES || errno == EPERM))
-		return lose(w, full, "may not be read; leave the directory out with --omit, or read it as its owner");
+		return do_without(w, place, full);
 	if (n < 0) {
 		rc = -errno;
 		return bd_error_set(w->err, rc, "%s: cannot be listed: %s", full, strerror(-rc));

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -261,11 +262,33 @@ static void lost(void **state)
 	td_text(dir, "pytorch_model.bin", POINTER);
 	td_link(dir, "consolidated.safetensors", "nowhere");
 	expect(dir, NULL, 0, LIST(), NULL);
-	if (geteuid() == 0)
-		return;
-	assert_int_equal(chmod(td_path(dir, "1_Pooling"), 0), 0);
-	loses(dir, "1_Pooling", "may not be read");
-	assert_int_equal(chmod(td_path(dir, "1_Pooling"), 0700), 0);
+}
+
+/* Directories that others may not read. */
+static void closed(void **state)
+{
+	const struct bd_file_rule omit = { false, "1_Pooling" }, rules[] = { omit, { true, "wandb" } };
+	struct bd_sidecars s;
+	char *dir = model();
+	uid_t user = geteuid();
+
+	(void)state;
+	assert_int_equal(chmod(dir, 0755), 0);
+	assert_int_equal(chmod(td_mkdir(dir, "1_Pooling"), 0), 0);
+	assert_int_equal(chmod(td_mkdir(dir, "wandb"), 0), 0);
+	if (user == 0 && seteuid(65534) < 0)
+		skip();
+	if (faccessat(AT_FDCWD, td_path(dir, "model.safetensors"), R_OK, AT_EACCESS) == 0) {
+		assert_int_equal(list(&s, dir, NULL, 0), 0);
+		assert_string_equal(s.lost, td_format("%s/1_Pooling: may not be read; leave the directory out with "
+						      "--omit, or read it as its owner", dir));
+		bd_sidecars_free(&s);
+		expect(dir, &omit, 1, LIST(), LIST("wandb/ (0 B): state of the training; --keep takes it",));
+		assert_int_equal(list(&s, dir, rules, 2), 0);
+		assert_non_null(strstr(s.lost, "wandb: may not be read"));
+		bd_sidecars_free(&s);
+	}
+	assert_int_equal(seteuid(user), 0);
 }
 
 /* An index belongs to the checkpoint whose shards it lists. */
@@ -278,7 +301,8 @@ static void index_file(void **state)
 	td_safetensors(dir, "model-00001-of-00002.safetensors", NULL, 0, NULL);
 	td_text(dir, "model.safetensors.index.json", "{\"weight_map\":{\"x\":\"model-00001-of-00001.safetensors\"}}");
 	expect(dir, NULL, 0, LIST("model.safetensors.index.json",),
-	       LIST("model-00001-of-00002.safetensors (16 B): a second copy of the weights; --keep takes it",));
+	       LIST("model-00001-of-00002.safetensors (16 B): weights that model.safetensors.index.json does not list; "
+		    "--keep takes them",));
 }
 
 int main(void)
@@ -290,6 +314,7 @@ int main(void)
 		cmocka_unit_test(links),
 		cmocka_unit_test(endless),
 		cmocka_unit_test(lost),
+		cmocka_unit_test(closed),
 		cmocka_unit_test(index_file),
 	};
 
