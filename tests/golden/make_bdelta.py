@@ -444,7 +444,6 @@ def write_good():
     d.add_text("\u00e9 \u4e16.txt", "text\n" * 3)
     d.add_text("x" * 120, "\0\1\2")
     d.add_text(".hidden", ".")
-    d.add_text(".git", "gitdir: ../.git/worktrees/x")
     good("files", d.finish())
     d = Delta()
     # In the order of their names, since that is the order of the scales.

@@ -554,6 +554,21 @@ static void digests(void **state)
 	bd_base_close(NULL);
 }
 
+/* Beside no directory it names nothing. No golden file: git keeps none of that name. */
+static void git_file(void **state)
+{
+	struct ts_tensor t = { .name = "w", .dtype = BD_BF16, .dims = 1, .shape = { 4 }, .kind = TS_RAW };
+	struct ts_model m = { .tensors = &t, .count = 1, .file_count = 1,
+			      .files = { { .name = ".git", .text = "gitdir: a" } } };
+	struct bd_delta *d;
+
+	(void)state;
+	ts_build(&m, td_dir());
+	d = opened(m.delta_path);
+	assert_string_equal(d->files[0].name, ".git");
+	bd_delta_close(d);
+}
+
 static void hash_texts(void **state)
 {
 	static const char *const bad[] = {
@@ -596,6 +611,7 @@ int main(void)
 		cmocka_unit_test(bombs),
 		cmocka_unit_test(wrong_bases),
 		cmocka_unit_test(digests),
+		cmocka_unit_test(git_file),
 		cmocka_unit_test(hash_texts),
 	};
 
