@@ -4,18 +4,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define FUSE_MAJOR 10
 #define FUSE_MINOR 229
-#define CAP_SYS_ADMIN_BIT 21
 
 static void find(struct bdfs_finding *f, enum bdfs_level level, const char *remedy, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
@@ -42,24 +44,16 @@ static char *read_text(const char *path, char *text, size_t capacity)
 	return text;
 }
 
-/* What follows "\nNAME:" in the text of /proc/self/status. */
-static unsigned long long status_value(const char *text, const char *name, int base)
-{
-	char line[64];
-	const char *at;
-
-	snprintf(line, sizeof(line), "\n%s:", name);
-	at = strstr(text, line);
-	return at ? strtoull(at + strlen(line), NULL, base) : 0;
-}
-
 void bdfs_caller_find(struct bdfs_caller *caller)
 {
-	char text[8192];
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = { 0 };
+	char text[256];
 
-	read_text("/proc/self/status", text, sizeof(text));
-	caller->admin = status_value(text, "CapEff", 16) >> CAP_SYS_ADMIN_BIT & 1;
-	caller->no_new_privs = status_value(text, "NoNewPrivs", 10) != 0;
+	/* Asked for, and not read in /proc, which a chroot may lack. */
+	caller->admin = syscall(SYS_capget, &header, data) == 0 &&
+			data[CAP_TO_INDEX(CAP_SYS_ADMIN)].effective & CAP_TO_MASK(CAP_SYS_ADMIN);
+	caller->no_new_privs = prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1;
 	read_text("/proc/self/attr/current", text, sizeof(text));
 	caller->confined = strstr(text, "docker-default") || strstr(text, "containers-default");
 }

@@ -284,6 +284,7 @@ if unshare -m --propagation private true 2>/dev/null; then
 		"$ready && mount --bind '$W/bin/fusermount3' '$fusermount'" "${user[@]}"
 	crippled "root without CAP_SYS_ADMIN" 1 '^problem  privileges: root without CAP_SYS_ADMIN' \
 		: setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin
+	crippled "no /proc" 1 '^ok       privileges: CAP_SYS_ADMIN' 'umount -l /proc'
 	crippled "no /sys" 0 '^note     readahead: ' 'umount -l /sys'
 else
 	skip "doctor: a crippled system" "no mount namespace can be made here"
