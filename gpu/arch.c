@@ -654,6 +654,18 @@ void bdx_config_tell(const struct bdx_config *c, const struct bdx_source *source
 		bdx_note(watch, "%s: %s", bdx_source_name(source), c->note);
 }
 
+uint64_t bdx_config_length(const struct bdx_config *c, const struct bdx_source *source, uint64_t wanted,
+			   const struct bd_watch *watch)
+{
+	uint64_t most = c->positions < 2 ? 2 : c->positions; /* a token, and the next one */
+
+	if (wanted <= most)
+		return wanted;
+	bdx_note(watch, "windows of %" PRIu64 " tokens instead of %" PRIu64 ": %s has no more positions", most, wanted,
+		 bdx_source_name(source));
+	return most;
+}
+
 bool bdx_config_is_end(const struct bdx_config *c, int32_t token)
 {
 	for (unsigned i = 0; i < c->eos_count; i++)

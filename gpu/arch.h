@@ -62,6 +62,10 @@ void bdx_config_free(struct bdx_config *config); /* NULL allowed */
 /* Note what users may not expect of it, if there is anything. */
 void bdx_config_tell(const struct bdx_config *config, const struct bdx_source *source,
 		     const struct bd_watch *watch);
+/* How many tokens the windows of a text may have, of so many that are wanted: no more than the model has
+ * positions, which is noted. */
+uint64_t bdx_config_length(const struct bdx_config *config, const struct bdx_source *source, uint64_t wanted,
+			   const struct bd_watch *watch);
 
 /* Does this token end texts? */
 bool bdx_config_is_end(const struct bdx_config *config, int32_t token);

@@ -42,7 +42,8 @@
 enum part { LOAD_BASE, WRITE_BASE, LOAD_FINE, WRITE_FINE, TEACH, LOAD_STUDENT, LEARN, PARTS };
 
 struct distill {
-	const struct bdx_distill_options *options;
+	const struct bdx_distill_options *options; /* those below */
+	struct bdx_distill_options own;
 	struct bdx_distill_report *report;
 	struct bd_occupant was;          /* what `out` was at the beginning, and must be in the end */
 	struct bdx_source *fine;
@@ -122,6 +123,7 @@ static int open_inputs(struct distill *d, struct bd_error *err)
 		return rc;
 	}
 	bdx_config_tell(d->config, d->fine, &d->options->watch);
+	d->own.length = bdx_config_length(d->config, d->fine, d->own.length, &d->own.watch);
 	rc = bd_base_open(&d->base, d->options->base, err);
 	if (rc < 0) {
 		bd_error_prefix(err, "base");
@@ -706,7 +708,7 @@ int bdx_distill(const struct bdx_distill_options *options, struct bdx_distill_re
 		struct bd_error *err)
 {
 	struct distill d = {
-		.options = options, .report = report,
+		.options = &d.own, .own = *options, .report = report,
 		.parts = { 80, 80, 80, 100, 60, 50, 550 },
 	};
 	double started = bdx_now();

@@ -22,7 +22,8 @@
 #define SEED 20240215 /* another text than distillation learns from */
 
 struct evaluation {
-	const struct bdx_evaluate_options *options;
+	const struct bdx_evaluate_options *options; /* those below */
+	struct bdx_evaluate_options own;
 	struct bdx_evaluation *result;
 	struct bdx_source *fine, *student, *base_source;
 	struct bd_base *base;
@@ -84,6 +85,7 @@ static int open_inputs(struct evaluation *e, struct bd_error *err)
 	if (rc < 0)
 		return rc;
 	bdx_config_tell(e->config, e->fine, &e->options->watch);
+	e->own.length = bdx_config_length(e->config, e->fine, e->own.length, &e->own.watch);
 	rc = bd_base_open(&e->base, e->options->base, err);
 	if (rc == 0)
 		rc = bdx_source_open(&e->base_source, e->options->base, err);
@@ -364,7 +366,7 @@ static int run(struct evaluation *e, struct bd_error *err)
 int bdx_evaluate(const struct bdx_evaluate_options *options, struct bdx_evaluation *result,
 		 struct bd_error *err)
 {
-	struct evaluation e = { .options = options, .result = result, .started = bdx_now() };
+	struct evaluation e = { .options = &e.own, .own = *options, .result = result, .started = bdx_now() };
 	int rc;
 
 	*result = (struct bdx_evaluation){ 0 };

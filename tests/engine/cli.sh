@@ -102,6 +102,9 @@ for loss in mse kl; do
 done
 check "the losses differ" bash -c '! cmp -s mse.bdelta kl.bdelta'
 for i in {1..200}; do echo "In the beginning was the word number $i, and the word was with $((i * i))."; done >text.txt
+distill --steps 1 --batch 1 --length 1000 closed.bdelta -o long.bdelta >long.txt 2>long.err
+check "distill: windows are no longer than the model has positions" grep -q \
+	"^note: windows of 512 tokens instead of 1000: " long.err
 check "--calib" distill -q --steps 5 --batch 2 --length 64 --rate 0.02 --calib text.txt closed.bdelta -o calib.bdelta
 refuses "--fine is missing" 2 "fine are needed" "$BITDELTA" distill closed.bdelta --base "$B"
 refuses "no such directory" 1 "none/x.bdelta: cannot open the directory" distill closed.bdelta -o none/x.bdelta
@@ -141,6 +144,10 @@ holds "eval --seconds: as many windows as there is time for" seconds.json '
 evaluate kjv.bdelta --seconds 1 --windows 1000 --length 256 --threads 1 >seconds.txt 2>seconds.err
 check "eval --seconds: a note says so" grep -qE \
 	'^note: [0-9]+ windows of each text instead of 1000, which takes about [0-9]+ (s|minutes) here: --seconds' seconds.err
+evaluate kjv.bdelta --length 1048576 --windows 1 --text text.txt >long.txt 2>long.err
+check "eval: windows are no longer than the model has positions" grep -qx \
+	"note: windows of 512 tokens instead of 1048576: .* has no more positions" long.err
+check "eval: nor are those that it counts" grep -q 'text.txt, 512 tokens in 1 windows' long.txt
 check "eval prints a table" grep -qE '^    delta +[0-9.]+ +[0-9.]+ % +[0-9.e+-]+ +[0-9.e+-]+$' eval.txt
 check "eval says what it means" grep -q '^The delta closes [0-9.]* % of' eval.txt
 must "$BITDELTA" import -q --steps 0 --attenuation 9 --base "$B" "$F" -o worse.bdelta
