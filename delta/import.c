@@ -140,6 +140,8 @@ static void settle(struct bd_item *item, enum bd_encoding encoding)
 		e->encoding = BD_ROWS;
 		e->shared = item->head;
 	}
+	if (encoding == BD_RAW)
+		e->base_name = NULL; /* nobody needs it, and it would be a feature (FORMAT.md section 2) */
 	e->planes = encoding == BD_SIGN ? 1 : 0;
 	if (encoding != BD_SIGN) {
 		e->rows = e->cols = 0;

@@ -648,7 +648,7 @@ static int read_features(struct reader *r)
 		int f = 0;
 
 		rc = bd_json_string(j, name, sizeof(name), NULL);
-		while (f < FEATURES && strcmp(name, features[f]) != 0)
+		while (rc == 0 && f < FEATURES && strcmp(name, features[f]) != 0)
 			f++;
 		if (rc == 0 && f == FEATURES)
 			rc = bd_json_fail(j, "needs the feature '%s': a newer bitdelta is needed", name);

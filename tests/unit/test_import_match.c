@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include "export.h"
 #include "import.h"
@@ -580,6 +581,42 @@ static void special_fine_tune(void **state)
 	}
 }
 
+/* Does the manifest of an import claim the feature? */
+static bool claims(const struct bd_delta *d, const char *feature)
+{
+	const struct bd_tensor *t = bd_safetensors_find(d->st, "manifest");
+	size_t size;
+	char *file = td_read(d->file->path, &size), *end;
+	char *text = td_format("%100000s", "");
+	uLongf room = 100000;
+
+	assert_int_equal(uncompress((Bytef *)text, &room, (Bytef *)file + t->offset, t->size), Z_OK);
+	end = strchr(text, ']');
+	assert_non_null(end);
+	*end = '\0';
+	return strstr(text, feature) != NULL;
+}
+
+/* Renamed tensors that are kept whole need nothing of the base. */
+static void feature_of_renames(void **state)
+{
+	static const char *const names[] = { "a.x.weight", "a.y.weight", "a.norm!", NULL };
+	static const char *const others[] = { "b.x.weight", "b.y.weight", "b.norm!", NULL };
+	static const struct bd_rename rename = { "b.", "a." };
+	static const struct bd_rule raw = { false, "*" };
+	struct place p = pair(names, others);
+	struct bd_import_options o = { .renames = &rename, .rename_count = 1, .rules = &raw, .rule_count = 1 };
+	struct bd_delta *d = imported(&p, o);
+
+	(void)state;
+	assert_false(claims(d, "base-names"));
+	bd_delta_close(d);
+	o.rule_count = 0;
+	d = imported(&p, o);
+	assert_true(claims(d, "base-names"));
+	bd_delta_close(d);
+}
+
 /* A base with the same tensors in all of its shards: the copies that do not count are nothing to compare with. */
 static void base_with_copies(void **state)
 {
@@ -620,6 +657,7 @@ int main(void)
 		cmocka_unit_test(special_numbers),
 		cmocka_unit_test(special_fine_tune),
 		cmocka_unit_test(base_with_copies),
+		cmocka_unit_test(feature_of_renames),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
