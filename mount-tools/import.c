@@ -28,10 +28,11 @@ static const char help[] =
 "  --attenuation F      factor on the closed-form scales (default: what fits each tensor, up to 1.4)\n"
 "  --sign GLOB          also code tensors of these names by signs; may repeat\n"
 "  --raw GLOB           keep tensors of these names exact; may repeat, the last match decides\n"
-"  --keep GLOB          also keep files whose path in FINE matches, such as 'original' or 'onnx/*'; may repeat\n"
+"  --keep GLOB          also keep files whose path in FINE matches, such as 'original' or 'onnx/*';\n"
+"                       may repeat\n"
 "  --omit GLOB          leave such files out; of both the last match decides\n"
-"  --rename OLD=NEW     look for the tensors of FINE that begin with OLD under NEW in BASE, if only the\n"
-"                       prefix differs; either may be empty; may repeat, the longest OLD decides\n"
+"  --rename OLD=NEW     look for the tensors of FINE that begin with OLD under NEW in BASE, if only\n"
+"                       the prefix differs; either may be empty; may repeat, the longest OLD decides\n"
 "  --no-clobber         keep a FILE that is there: refuse to replace it\n"
 "  --force              import although the configurations name different architectures, or most\n"
 "                       weights have no counterpart in BASE\n"
@@ -52,8 +53,8 @@ static const char help[] =
 "the state of its training and what is larger than 64 MiB.\n"
 "An import that fails or is interrupted leaves the old FILE or nothing. Once FILE is there its scales\n"
 "are refined until its outputs are close to FINE's, on a GPU where there is one, or on the processor\n"
-"within an hour (how long is said); interrupted then, FILE stays, with closed-form scales. What others put in its place meanwhile\n"
-"is left alone. Permissions of a file that is replaced stay.\n";
+"within an hour (how long is said); interrupted then, FILE stays, with closed-form scales. What\n"
+"others put in its place meanwhile is left alone. Permissions of a file that is replaced stay.\n";
 
 struct arguments {
 	struct bd_import_options options;

@@ -64,6 +64,8 @@ commands=$(sed -nE 's/^  ?([a-z]+) .*/\1/p' <<<"$help" | sort -u)
 	done
 } 3>&1 >"$tmp/help" | tee "$tmp/bad"
 [ ! -s "$tmp/bad" ] || status=1
+wide=$(grep -E '^.{101}' "$tmp/help")
+[ -z "$wide" ] && echo "ok --help fits into 100 columns" || bad "--help is wider than 100 columns: $wide"
 options <"$tmp/help" >"$tmp/1"
 plain mount-tools/man/bitdelta.1 | options >"$tmp/2"
 same bitdelta "$tmp/1" "$tmp/2"
