@@ -142,6 +142,12 @@ static int slurp(const struct bd_checkpoint *c, const char *name, size_t limit, 
 	return rc == -ENOENT ? 0 : rc;
 }
 
+/* Is it no file, or one that is too large? Such a one says nothing. */
+static bool is_no_text(int code)
+{
+	return code == -EINVAL || code == -EFBIG;
+}
+
 /* How many tokens tokenizer.json knows. */
 static int read_tokenizer(struct bd_config *config, const struct bd_checkpoint *c, struct bd_error *err)
 {
@@ -152,7 +158,7 @@ static int read_tokenizer(struct bd_config *config, const struct bd_checkpoint *
 	int rc = slurp(c, "tokenizer.json", BD_MAX_SIDECAR, &text, &size, err);
 
 	if (rc < 0 || !text)
-		return rc;
+		return is_no_text(rc) ? 0 : rc;
 	bd_json_init(&j, text, size, "tokenizer.json", 0, NULL);
 	read_member(&j, "model", &tokens, read_model);
 	bd_json_init(&j, text, size, "tokenizer.json", 0, NULL);
@@ -166,10 +172,17 @@ static int read_tokenizer(struct bd_config *config, const struct bd_checkpoint *
 static int read_json(struct bd_config *config, const struct bd_checkpoint *c, struct bd_error *err)
 {
 	char *path = NULL, *text;
+	struct bd_error why = { 0 };
 	struct bd_json j;
 	size_t size;
-	int rc = slurp(c, CONFIG, MAX_CONFIG, &text, &size, err);
+	int rc = slurp(c, CONFIG, MAX_CONFIG, &text, &size, &why);
 
+	if (is_no_text(rc)) {
+		config->fault = why;
+		return 0;
+	}
+	if (rc < 0 && err)
+		*err = why;
 	if (rc < 0 || !text)
 		return rc;
 	if (asprintf(&path, "%s/" CONFIG, c->path) < 0) {
@@ -178,7 +191,9 @@ static int read_json(struct bd_config *config, const struct bd_checkpoint *c, st
 	}
 	bd_json_init(&j, text, size, path, 0, &config->fault);
 	j.constants = true;
-	if (read_object(config, &j, 0) == -ENOMEM)
+	if (bd_file_is_pointer(text, size))
+		bd_error_set(&config->fault, -EINVAL, "%s: is " BD_LFS_POINTER, path);
+	else if (read_object(config, &j, 0) == -ENOMEM)
 		rc = out_of_memory(c, err);
 	free(text);
 	free(path);

@@ -20,7 +20,7 @@ struct bd_config {
 	struct bd_error fault; /* why config.json was not read to its end; zeroed where it was */
 };
 
-/* Errors: -ENOMEM, those of reading a file that is there. */
+/* Errors: -ENOMEM, those of reading a file that is there. What is no file or too large to be read is a fault. */
 int bd_config_read(struct bd_config *config, const struct bd_checkpoint *c, struct bd_error *err);
 void bd_config_free(struct bd_config *config); /* zeroed is allowed */
 

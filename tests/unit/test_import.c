@@ -986,6 +986,19 @@ static void watched(void **state)
 	imported(o, p->base_path, p->fine_path, p->out);
 	assert_int_equal(notes, 1);
 	assert_non_null(strstr(note_text, "have the same architecture"));
+	o.watch.progress = NULL;
+	unlink(td_path(p->fine_path, "config.json"));
+	td_text(p->base_path, "config.json", "version https://git-lfs.github.com/spec/v1\n");
+	imported(o, p->base_path, p->fine_path, p->out);
+	assert_non_null(strstr(note_text, "config.json: is a Git LFS pointer"));
+	assert_int_equal(truncate(td_text(p->base_path, "config.json", "{}"), (16 << 20) + 1), 0);
+	assert_int_equal(truncate(td_text(p->base_path, "tokenizer.json", "{}"), (64 << 20) + 1), 0);
+	imported(o, p->base_path, p->fine_path, p->out);
+	assert_non_null(strstr(note_text, "config.json: has 16777217 bytes, at most 16777216 are expected"));
+	unlink(td_path(p->base_path, "config.json"));
+	td_mkdir(p->base_path, "config.json");
+	imported(o, p->base_path, p->fine_path, p->out);
+	assert_non_null(strstr(note_text, "config.json: is a directory"));
 }
 
 /* What an export gave is told from what training made. */
