@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "glob.h"
 #include "hub.h"
 #include "index.h"
 #include "names.h"
@@ -39,17 +40,10 @@ static int no_memory(const struct load *l)
 	return bd_error_set(l->err, -ENOMEM, "%s: out of memory", l->c->path);
 }
 
-static bool ends_with(const char *name, const char *end)
-{
-	size_t length = strlen(name), tail = strlen(end);
-
-	return length > tail && strcmp(name + length - tail, end) == 0;
-}
-
 static const char *weight_suffix(const char *name)
 {
 	for (size_t i = 0; i < sizeof(weight_suffixes) / sizeof(weight_suffixes[0]); i++)
-		if (ends_with(name, weight_suffixes[i]))
+		if (bd_glob_ends(name, weight_suffixes[i]))
 			return weight_suffixes[i];
 	return NULL;
 }
@@ -68,7 +62,7 @@ static int entry_filter(const struct dirent *entry)
 static const char *find_suffix(const struct load *l, const char *suffix)
 {
 	for (int i = 0; i < l->entry_count; i++)
-		if (ends_with(l->entries[i]->d_name, suffix))
+		if (bd_glob_ends(l->entries[i]->d_name, suffix))
 			return l->entries[i]->d_name;
 	return NULL;
 }
@@ -140,7 +134,7 @@ static const char *find_unlisted(const struct load *l)
 	for (int i = 0; i < l->entry_count; i++) {
 		const char *name = l->entries[i]->d_name;
 
-		if (ends_with(name, ".safetensors") && strstr(name, "-of-") &&
+		if (bd_glob_ends(name, ".safetensors") && strstr(name, "-of-") &&
 		    !bd_index_has_shard(&l->index, name))
 			return name;
 	}

@@ -14,6 +14,7 @@
 
 #include "buffer.h"
 #include "file.h"
+#include "glob.h"
 #include "paths.h"
 
 static const char entry_prefix[] = "models--";
@@ -28,13 +29,6 @@ static const char *last_component(const char *path)
 	const char *slash = strrchr(path, '/');
 
 	return slash && slash[1] ? slash + 1 : path;
-}
-
-static bool ends_with(const char *name, const char *end)
-{
-	size_t length = strlen(name), tail = strlen(end);
-
-	return length > tail && strcmp(name + length - tail, end) == 0;
 }
 
 static bool is_directory(const char *path)
@@ -70,7 +64,7 @@ static int explain_missing(const char *path, struct bd_error *err)
 
 static int explain_file(const char *path, struct bd_error *err)
 {
-	if (ends_with(path, ".gguf"))
+	if (bd_glob_ends(path, ".gguf"))
 		return bd_error_set(err, -EINVAL, "%s: GGUF files are not supported as a source; "
 				    "give the directory of the safetensors checkpoint that it was "
 				    "made from", path);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "glob.h"
 #include "names.h"
 
 /* Tables with a row per token, as Llama, GPT-2, MPT, GPT-NeoX, BLOOM, T5 and others name them. */
@@ -52,16 +53,6 @@ struct bd_module {
 	uint64_t size; /* bytes of the largest tensor of integers */
 	bool scaled;   /* there are numbers that may be its scales */
 };
-
-static bool matches_any(const char *const *globs, size_t count, const char *name)
-{
-	for (size_t i = 0; i < count; i++)
-		if (fnmatch(globs[i], name, 0) == 0)
-			return true;
-	return false;
-}
-
-#define MATCHES_ANY(globs, name) matches_any(globs, sizeof(globs) / sizeof(*(globs)), name)
 
 static int out_of_memory(struct bd_error *err)
 {
@@ -129,12 +120,12 @@ static int add_configured(struct bd_policy *p, const struct bd_config *config)
 
 static int add_table(struct bd_policy *p, const struct bd_tensor *t)
 {
-	return t->dims == 2 && MATCHES_ANY(token_tables, t->name) ? add_size(p, t->shape[0]) : 0;
+	return t->dims == 2 && BD_GLOB_ANY(token_tables, t->name) ? add_size(p, t->shape[0]) : 0;
 }
 
 static bool is_named_exact(const struct bd_tensor *t)
 {
-	return MATCHES_ANY(vocabulary, t->name) || MATCHES_ANY(exact, t->name);
+	return BD_GLOB_ANY(vocabulary, t->name) || BD_GLOB_ANY(exact, t->name);
 }
 
 /* Rows as tables have them, or columns, as heads that are stored the other way round. */
@@ -172,7 +163,7 @@ static int drop_widths(struct bd_policy *p, const struct bd_checkpoint *c)
 bool bd_policy_is_vocabulary(const struct bd_policy *p, const struct bd_tensor *fine,
 			     const struct bd_tensor *base)
 {
-	return MATCHES_ANY(vocabulary, fine->name) ||
+	return BD_GLOB_ANY(vocabulary, fine->name) ||
 	       (fine->dims >= 2 && base->dims >= 2 && is_size(p, fine->shape[0]) &&
 		is_size(p, base->shape[0]));
 }
@@ -261,20 +252,13 @@ static int mark_scaled(struct bd_policy *p, const struct bd_tensor *t)
 	return 0;
 }
 
-static bool ends_with(const char *name, const char *end)
-{
-	size_t length = strlen(name), tail = strlen(end);
-
-	return length >= tail && strcmp(name + length - tail, end) == 0;
-}
-
 /* Is it one of the numbers beside quantised integers? In a model that says that it is quantised,
  * whatever is not called a matrix: the integers may be elsewhere. */
 static bool is_companion(const struct bd_policy *p, const struct bd_tensor *t)
 {
 	return bd_dtype_is_weight(t->dtype) &&
-	       (owner(p, t) || (p->quantised && !ends_with(t->name, "weight") &&
-				!ends_with(t->name, "proj")));
+	       (owner(p, t) || (p->quantised && !bd_glob_ends(t->name, "weight") &&
+				!bd_glob_ends(t->name, "proj")));
 }
 
 bool bd_policy_is_quantised(const struct bd_policy *p, const struct bd_tensor *t)

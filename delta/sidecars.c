@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "glob.h"
 #include "paths.h"
 #include "units.h"
 #include "utf8.h"
@@ -84,16 +85,6 @@ struct walk {
 	} left_out[REASONS];
 	struct bd_error *err;
 };
-
-#define MATCHES_ANY(globs, name) matches_any(globs, sizeof(globs) / sizeof(*(globs)), name)
-
-static bool matches_any(const char *const *globs, size_t count, const char *name)
-{
-	for (size_t i = 0; i < count; i++)
-		if (fnmatch(globs[i], name, 0) == 0)
-			return true;
-	return false;
-}
 
 static int no_memory(const struct walk *w)
 {
@@ -207,10 +198,10 @@ static enum reason judge_name(const struct walk *w, const struct place *place, c
 		return TAKEN;
 	if (top && w->c->indexed && fnmatch(shard, name, 0) == 0)
 		return UNLISTED;
-	if (MATCHES_ANY(copies, name) || (place->has_safetensors && MATCHES_ANY(copies_beside, name)) ||
-	    (top && MATCHES_ANY(copies_at_top, name)))
+	if (BD_GLOB_ANY(copies, name) || (place->has_safetensors && BD_GLOB_ANY(copies_beside, name)) ||
+	    (top && BD_GLOB_ANY(copies_at_top, name)))
 		return COPY;
-	return MATCHES_ANY(state, name) ? STATE : TAKEN;
+	return BD_GLOB_ANY(state, name) ? STATE : TAKEN;
 }
 
 static bool is_shard(const struct bd_checkpoint *c, const char *name)
@@ -302,7 +293,7 @@ static int judge_link(const struct walk *w, const char *full, enum reason *reaso
 		*reason = ELSEWHERE;
 	else
 		for (char *name = strtok_r(real + length, "/", &rest); name; name = strtok_r(NULL, "/", &rest))
-			if (MATCHES_ANY(no_model, name))
+			if (BD_GLOB_ANY(no_model, name))
 				*reason = NO_MODEL;
 	free(real);
 	return 0;
@@ -373,7 +364,7 @@ static int visit(struct walk *w, const struct place *place, const char *name)
 		goto out;
 	}
 	directory = S_ISDIR(st.st_mode);
-	no_part = MATCHES_ANY(no_model, name) || bd_name_is_git(name, strlen(name));
+	no_part = BD_GLOB_ANY(no_model, name) || bd_name_is_git(name, strlen(name));
 	if (no_part || !bd_path_is_safe(path, strlen(path))) {
 		enum reason reason = no_part ? NO_MODEL : NO_NAME;
 

@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "glob.h"
 #include "hub.h"
 #include "sources.h"
 
@@ -92,13 +93,6 @@ static bool is_mount_root(int fd)
 	return statx(fd, "", AT_EMPTY_PATH, 0, &x) < 0 || x.stx_attributes & STATX_ATTR_MOUNT_ROOT;
 }
 
-static bool has_suffix(const char *name, const char *suffix)
-{
-	size_t n = strlen(name), m = strlen(suffix);
-
-	return n >= m && !strcmp(name + n - m, suffix);
-}
-
 /* The regular file that PATH means when all links are followed, and the directory of such files that it
  * is in. */
 static int allow_target(struct bdfs_sandbox *s, const char *path)
@@ -120,7 +114,7 @@ static int allow_target(struct bdfs_sandbox *s, const char *path)
 	/* It is covered already, or else is the file still in that directory? */
 	if (is_noted(s, &parent))
 		goto out;
-	if ((has_suffix(slash + 1, ".bdelta") || has_suffix(slash + 1, ".safetensors")) &&
+	if ((bd_glob_ends(slash + 1, ".bdelta") || bd_glob_ends(slash + 1, ".safetensors")) &&
 	    !is_root(&parent) && !is_mount_root(directory) &&
 	    fstatat(directory, slash + 1, &entry, AT_SYMLINK_NOFOLLOW) == 0 &&
 	    entry.st_dev == file.st_dev && entry.st_ino == file.st_ino) {
@@ -162,7 +156,7 @@ static int allow_links(struct bdfs_sandbox *s, const char *path, const char *suf
 
 	while (dir && r == 0 && (entry = readdir(dir))) {
 		type = type_of(dir, entry);
-		if (!(type == DT_LNK && has_suffix(entry->d_name, suffix)) &&
+		if (!(type == DT_LNK && bd_glob_ends(entry->d_name, suffix)) &&
 		    !(type == DT_DIR && depth && *entry->d_name != '.'))
 			continue;
 		if (asprintf(&name, "%s/%s", path, entry->d_name) < 0) {
