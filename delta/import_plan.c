@@ -100,19 +100,29 @@ static void keep_base(struct bd_item *item, const struct bd_base_tensor *b, uint
 	e->base_sample = b->sample;
 }
 
+/* The option that keeps a tensor whole. A name that a shell or fnmatch(3) would take for something else is not
+ * proposed, nor a long one, of which messages have no more than the beginning. */
+static const char *raw_option(const char *name, char text[200])
+{
+	if (strlen(name) > 160 || strpbrk(name, "'*?[\\"))
+		return "--raw and a pattern of its name";
+	snprintf(text, 200, "--raw '%s'", name);
+	return text;
+}
+
 /* DeepSpeed's ZeRO-3 leaves empty tensors in place of the weights that lie on other ranks. */
 static int refuse_empty(const struct bd_plan *plan, const struct bd_tensor *fine, const struct bd_tensor *base,
 			struct bd_error *err)
 {
 	const struct bd_import_options *o = plan->options;
-	char have[200], want[200];
+	char have[200], want[200], option[200];
 
 	bd_tensor_shape_text(fine, have, sizeof(have));
 	bd_tensor_shape_text(base, want, sizeof(want));
 	if (fine->count)
 		return bd_error_set(err, -EINVAL, "tensor '%s' is empty (shape %s) in the base %s and has shape %s in "
-				    "the fine-tune %s: give a whole base, or keep the tensor whole with --raw '%s'",
-				    fine->name, want, o->base, have, o->fine, fine->name);
+				    "the fine-tune %s: give a whole base, or keep the tensor whole with %s",
+				    fine->name, want, o->base, have, o->fine, raw_option(fine->name, option));
 	return bd_error_set(err, -EINVAL, "tensor '%s' is empty (shape %s) in the fine-tune %s and has shape %s in the "
 			    "base %s: DeepSpeed ZeRO-3 saves such placeholders; run its zero_to_fp32.py, or train with "
 			    "stage3_gather_16bit_weights_on_model_save, and import the whole weights", fine->name,
@@ -143,7 +153,7 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 	struct bd_entry *e = item->entry;
 	const struct bd_tensor *t = e->tensor;
 	const struct bd_base_tensor *b = bd_match_find(plan, t->name);
-	char have[200], want[200];
+	char have[200], want[200], option[200];
 	bool by_rule, may_sign, grown, table;
 	enum bd_wish wish = bd_policy_wish(&plan->policy, t, &by_rule);
 	uint64_t slices;
@@ -177,9 +187,10 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 	if (grown && (!shapes_agree_from(t, b->tensor, 1) || !(table || by_rule)))
 		return bd_error_set(err, -EINVAL, "tensor '%s' has shape %s in the base %s and %s in the "
 				    "fine-tune %s: give the base that the fine-tune was made from, or keep "
-				    "the tensor whole with --raw '%s'", t->name,
+				    "the tensor whole with %s", t->name,
 				    bd_tensor_shape_text(b->tensor, have, sizeof(have)), o->base,
-				    bd_tensor_shape_text(t, want, sizeof(want)), o->fine, t->name);
+				    bd_tensor_shape_text(t, want, sizeof(want)), o->fine,
+				    raw_option(t->name, option));
 	slices = t->dims == 0 ? 1 : t->shape[0];
 	if (grown && b->tensor->shape[0] < slices)
 		slices = b->tensor->shape[0];

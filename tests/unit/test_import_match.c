@@ -274,6 +274,23 @@ static void hostile_names(void **state)
 	(void)state;
 	refused(&p, (struct bd_import_options){ 0 });
 	assert_null(strstr(err.text, "--rename"));
+	/* Neither as an option nor as a pattern. */
+	for (size_t i = 0; i < 3; i++) {
+		static const char *const names[] = { "x'; touch y; '", "layer[0]", "layer" };
+		char *name = td_format("%s", names[i]);
+		struct td_tensor t = { .name = name, .dtype = BD_BF16, .dims = 2, .shape = { 64, 64 } };
+
+		td_safetensors(p.base, "model.safetensors", &t, 1, NULL);
+		t.shape[0] = 63;
+		td_safetensors(p.fine, "model.safetensors", &t, 1, NULL);
+		refused(&p, (struct bd_import_options){ 0 });
+		SAYS(err.text, i < 2 ? "with --raw and a pattern of its name" : "with --raw 'layer'");
+		t.shape[0] = 0;
+		td_safetensors(p.base, "model.safetensors", &t, 1, NULL);
+		t.shape[0] = 63;
+		refused(&p, (struct bd_import_options){ 0 });
+		SAYS(err.text, i < 2 ? "with --raw and a pattern of its name" : "with --raw 'layer'");
+	}
 }
 
 /* ---- Weights without a counterpart ---- */
