@@ -140,6 +140,17 @@ static int open_named(struct bd_output *o, struct bd_error *err)
 	return fail_unnamed(o, "cannot create a temporary file in the directory", err);
 }
 
+/* In a sticky directory others may not replace a file, which would otherwise be found out at the end. */
+static bool is_kept_from_us(const struct bd_output *o)
+{
+	struct stat directory, entry;
+	uid_t us = geteuid();
+
+	return us != 0 && fstat(o->directory_fd, &directory) == 0 && directory.st_mode & S_ISVTX &&
+	       directory.st_uid != us && fstatat(o->directory_fd, o->name, &entry, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       entry.st_uid != us;
+}
+
 int bd_output_open(struct bd_output **out, const char *path, struct bd_error *err)
 {
 	struct bd_output *o = calloc(1, sizeof(*o));
@@ -167,6 +178,11 @@ int bd_output_open(struct bd_output **out, const char *path, struct bd_error *er
 	if (!*o->name || (o->replaces && !S_ISREG(o->old.st_mode))) {
 		rc = bd_error_set(err, -EINVAL, "%s: not a file name, or something that is no regular "
 				  "file has it", path);
+		goto out;
+	}
+	if (is_kept_from_us(o)) {
+		rc = bd_error_set(err, -EPERM, "%s: belongs to another user, in a directory (sticky) where only "
+				  "owners replace files", path);
 		goto out;
 	}
 	/* The temporary name must fit as well, which would otherwise be found out at the end. */

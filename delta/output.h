@@ -29,7 +29,8 @@ struct bd_occupant {
 	struct stat st;                /* of a link itself */
 };
 
-/* Errors: those of open(2) on the directory. */
+/* Errors: those of open(2) on the directory; -EINVAL what is no regular file has the name; -ENAMETOOLONG; -EPERM
+ * it may not be replaced. */
 int bd_output_open(struct bd_output **o, const char *path, struct bd_error *err);
 /* Write all of it at an offset; any thread. -ENOSPC, -EIO, …: the sentence names the file. */
 int bd_output_write(struct bd_output *o, const void *data, size_t size, uint64_t offset,

@@ -85,4 +85,24 @@ mkdir -m 700 "$O/dir"
 chown 1234:4321 "$O/dir"
 check "export into a user's directory" "$BITDELTA" export -q "$X" --base "$DATA/base" -o "$O/dir"
 same "export: mode, owner and group stay" "700 1234 4321" "$(stat -c '%a %u %g' "$O/dir")"
+
+# What may not be replaced is found out before the work.
+if setpriv --reuid=65534 --clear-groups true 2>/dev/null; then
+	chmod 755 "$W"
+	cp -r "$BITDELTA" "$DATA/base" "$DATA/kjv" "$W"
+	install -d -m 1777 "$O/all"
+	install -m 644 "$W/closed.bdelta" "$O/all/theirs.bdelta"
+	for command in "distill $O/all/theirs.bdelta --fine" "import -o $O/all/theirs.bdelta"; do
+		# shellcheck disable=SC2086
+		refuses "somebody else's file: ${command%% *}" 1 \
+			"^bitdelta ${command%% *}: $O/all/theirs.bdelta: belongs to another user, .*sticky" \
+			setpriv --reuid=65534 --clear-groups "$W/bitdelta" $command "$W/kjv" --base "$W/base"
+	done
+	same "somebody else's file: nothing else is left" theirs.bdelta "$(ls -A "$O/all")"
+	chown 65534 "$O/all/theirs.bdelta"
+	check "one's own file there" setpriv --reuid=65534 --clear-groups "$W/bitdelta" distill -q "${few[@]}" \
+		--base "$W/base" --fine "$W/kjv" "$O/all/theirs.bdelta"
+else
+	skip "somebody else's file" "cannot become another user"
+fi
 finish
