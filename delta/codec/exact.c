@@ -127,7 +127,11 @@ static void convert(const void *from, enum bd_dtype is, void *to, enum bd_dtype 
 			f = is == BD_BF16 ? bd_bf16_to_float(half) : bd_f16_to_float(half);
 		}
 		if (becomes == BD_F32) {
-			memcpy((char *)to + 4 * i, &f, 4);
+			uint32_t bits = 0x7FC00000; /* as the format writes what is not a number */
+
+			if (!isnan(f))
+				memcpy(&bits, &f, 4);
+			memcpy((char *)to + 4 * i, &bits, 4);
 		} else {
 			half = becomes == BD_BF16 ? bd_bf16_from_float(f) : bd_f16_from_float(f);
 			memcpy((char *)to + 2 * i, &half, 2);
@@ -392,7 +396,8 @@ int bd_exact_plan_new(struct bd_exact_plan **out, const struct bd_exact_shape *s
 		return rc;
 	}
 	rc = fit(&w, NULL, NULL, plan->model, &plan->size, err);
-	if (rc == 0 && by_row && plan->layout.planes == 1 && plan->layout.kinds[0].unit == 2 && shape->rows > 1)
+	if (rc == 0 && by_row && plan->layout.planes == 1 && plan->layout.kinds[0].unit == 2 && shape->rows > 1 &&
+	    shape->rows <= BD_EXACT_MAX_ROWS)
 		rc = try_rows(plan, &w, err);
 	window_close(&w);
 	if (rc == 0 && plan->size > 0.95 * (double)(plan->layout.elements * plan->layout.element))
@@ -528,6 +533,10 @@ int bd_exact_plan_code(struct bd_exact_plan *plan, const struct bd_exact_input *
 	for (unsigned p = 0; p < l->planes; p++)
 		bd_exact_encoder_free(encoder[p]);
 	window_close(&w);
+	if (rc == 0 && !reserve(&o, 8))
+		rc = -ENOMEM;
+	for (; rc == 0 && o.size % 8; o.size++)
+		o.data[o.size] = 0;
 	if (rc < 0) {
 		free(o.data);
 		return rc == -ENOMEM ? bd_error_set(err, rc, "out of memory") : rc;
@@ -549,7 +558,8 @@ struct bd_exact {
 
 uint64_t bd_exact_head_size(const struct bd_exact_shape *shape, const uint8_t first[8], uint64_t size)
 {
-	uint64_t most = 16 + PLANES * (BD_EXACT_TABLE_BOUND + shape->rows);
+	uint64_t rows = shape->rows < BD_EXACT_MAX_ROWS ? shape->rows : BD_EXACT_MAX_ROWS;
+	uint64_t most = 16 + PLANES * (BD_EXACT_TABLE_BOUND + rows);
 	uint32_t head;
 
 	memcpy(&head, first, sizeof(head));
@@ -581,7 +591,7 @@ static int parse_head(struct bd_exact *x, const uint8_t *head, uint64_t size, st
 		if (n == 0 || !fits(m, &l->kinds[i], l))
 			return bd_error_set(err, -EINVAL, "its table %u is damaged", i);
 		if (m->by == BD_EXACT_BY_ROW) {
-			if ((uint64_t)(end - p) < l->shape.rows)
+			if (l->shape.rows > BD_EXACT_MAX_ROWS || (uint64_t)(end - p) < l->shape.rows)
 				return bd_error_set(err, -EINVAL, "its rows are cut off");
 			x->row_offset = malloc((size_t)l->shape.rows);
 			if (!x->row_offset)
@@ -665,13 +675,14 @@ bool bd_exact_locate(const struct bd_exact *x, uint64_t chunk, const uint64_t in
 	struct bd_exact_run run = chunk_run(l, chunk);
 
 	for (unsigned p = 0; p < l->planes; p++) {
-		bool first = p == 0 && chunk == 0;
+		bool first = p == 0 && chunk == 0, last = p == l->planes - 1 && chunk == l->chunks - 1;
 		uint64_t from = first ? 0 : index[p][0] / 4, entry = index[p][first ? 0 : 1], to = entry / 4;
 		uint64_t raw = run.count * x->model[p].unit;
 		enum kind kind = (enum kind)(entry % 4);
 
 		if (to < from || to > x->data_size || kind > CODED || to - from > bd_exact_bound(run.count) ||
-		    (kind == NOTHING && to != from) || (kind == RAW && to - from != raw))
+		    (kind == NOTHING && to != from) || (kind == RAW && to - from != raw) ||
+		    (last && x->data_size - to > 7))
 			return false;
 		place->part[p].at = x->data + from;
 		place->part[p].size = (uint32_t)(to - from);

@@ -10,8 +10,10 @@
  *     0 to 7 bytes 0
  *     index: for each plane, for each chunk, u64: 4 * end + kind (0 nothing, 1 raw, 2 coded)
  *     chunks, each from the end of the one before it; ends count from the end of the index
+ *     0 to 7 bytes 0, so that the size is a multiple of 8
  *
- * Where the base has another dtype its elements are converted first, as FORMAT.md section 4 rounds. */
+ * Where the base has another dtype its elements are converted first, as FORMAT.md section 4 rounds. FORMAT.md section 6
+ * is the whole description. */
 #ifndef BD_EXACT_H
 #define BD_EXACT_H
 
@@ -21,6 +23,8 @@
 #include "error.h"
 
 #define BD_EXACT_CHUNK ((size_t)128 << 10)
+/* Rows of a table with contexts by row at most: readers keep a byte for each. */
+#define BD_EXACT_MAX_ROWS ((uint64_t)1 << 21)
 
 /* What is coded: all of a tensor, or slices of it. */
 struct bd_exact_shape {
