@@ -63,7 +63,7 @@ struct bitdelta_tensor {
 	uint64_t size;         /* in bytes */
 	size_t file;           /* index of the file that it lies in ... */
 	uint64_t offset;       /* ... and where its first byte is there */
-	const char *encoding;  /* "same", "sign", "raw" or "rows", see bitdelta(1) */
+	const char *encoding;  /* "same", "sign", "raw", "rows" or "exact", see bitdelta(1) */
 	int lossy;             /* 1: not the original's bytes; 0: exactly these */
 };
 

@@ -207,6 +207,11 @@ void bd_delta_close(struct bd_delta *d)
 	free(d);
 }
 
+bool bd_entry_has_base(const struct bd_entry *e)
+{
+	return e->encoding != BD_RAW && *e->base_xxh128;
+}
+
 const char *bd_entry_base(const struct bd_entry *e)
 {
 	return e->base_name ? e->base_name : e->tensor->name;
@@ -246,7 +251,7 @@ int bd_delta_check_base(const struct bd_delta *d, const struct bd_base *base, st
 	for (size_t f = 0; f < d->file_count; f++)
 		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++) {
 			const struct bd_entry *e = &d->files[f].entries[i];
-			int rc = e->encoding == BD_RAW ? 0 : check_tensor(d, e, base, err);
+			int rc = bd_entry_has_base(e) ? check_tensor(d, e, base, err) : 0;
 
 			if (rc < 0)
 				return rc;

@@ -11,7 +11,7 @@
 
 #define BD_VERSION "0.1.0"
 
-enum bd_encoding { BD_SAME, BD_SIGN, BD_RAW, BD_ROWS, BD_ENCODINGS };
+enum bd_encoding { BD_SAME, BD_SIGN, BD_RAW, BD_ROWS, BD_EXACT, BD_ENCODINGS };
 const char *bd_encoding_name(enum bd_encoding encoding);
 
 struct bd_entry {                        /* one tensor of the fine-tune */
@@ -26,8 +26,9 @@ struct bd_entry {                        /* one tensor of the fine-tune */
 	double error;                    /* relative error found at import; negative if unknown */
 	const struct bd_tensor *sign;    /* in the container; NULL if none */
 	const struct bd_tensor *raw;     /* in the container: raw tensor or tail; NULL if none */
+	const struct bd_tensor *exact;   /* in the container: what codes the tensor; NULL if none */
 	uint64_t scales;                 /* index of its first scale, if sign-coded */
-	char xxh128[BD_HASH];            /* of the sign planes or the raw tensor */
+	char xxh128[BD_HASH];            /* of the sign planes, or of the raw or exact tensor */
 	char tail_xxh128[BD_HASH];       /* of a tail */
 	/* The base tensor it needs, base_xxh128 == "" if none: */
 	char *base_name;                 /* NULL: as the tensor's own, see bd_entry_base */
@@ -38,7 +39,9 @@ struct bd_entry {                        /* one tensor of the fine-tune */
 	uint64_t base_sample;
 };
 
-/* The name in the base of the tensor that an entry needs. */
+/* Does the entry need a tensor of the base? */
+bool bd_entry_has_base(const struct bd_entry *e);
+/* The name in the base of that tensor. */
 const char *bd_entry_base(const struct bd_entry *e);
 
 struct bd_delta_file {                   /* one file of the fine-tune's directory */

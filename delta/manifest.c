@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "codec/exact_file.h"
 #include "json.h"
 #include "names.h"
 #include "paths.h"
@@ -24,6 +25,7 @@
 
 static const char *const encodings[BD_ENCODINGS] = {
 	[BD_SAME] = "same", [BD_SIGN] = "sign", [BD_RAW] = "raw", [BD_ROWS] = "rows",
+	[BD_EXACT] = "exact",
 };
 
 const char *bd_encoding_name(enum bd_encoding encoding)
@@ -58,10 +60,10 @@ bool bd_manifest_file_size_is_possible(uint64_t packed, uint64_t plain)
 
 /* What a file may ask of its readers, by name in `features`. One that uses none claims none, so that older
  * readers take it. */
-enum feature { BASE_NAMES, COPIES, PATHS, PLAIN_FILES, FEATURES };
+enum feature { BASE_NAMES, COPIES, EXACT, PATHS, PLAIN_FILES, FEATURES };
 
 static const char *const features[FEATURES] = {
-	[BASE_NAMES] = "base-names", [COPIES] = "copies", [PATHS] = "paths",
+	[BASE_NAMES] = "base-names", [COPIES] = "copies", [EXACT] = "exact", [PATHS] = "paths",
 	[PLAIN_FILES] = "plain-files",
 };
 
@@ -318,6 +320,24 @@ static int bind_sign(struct reader *r, struct bd_entry *e, uint64_t count)
 	return rc < 0 ? rc : check_bytes(r, e->sign, bd_manifest_plane_bytes(e->planes, count));
 }
 
+/* Bind what codes an exact tensor, whose base is known. */
+static int bind_exact(struct reader *r, struct bd_entry *e)
+{
+	const char *fault;
+	int rc;
+
+	r->found[EXACT] = true;
+	if (!*e->xxh128)
+		return bd_json_fail(&r->json, "tensor '%s': exact needs xxh128", e->tensor->name);
+	rc = take_part(r, "exact", e, &e->exact);
+	if (rc == 0)
+		rc = check_bytes(r, e->exact, e->exact->size);
+	if (rc < 0)
+		return rc;
+	fault = bd_exact_entry_fault(e);
+	return fault ? bd_json_fail(&r->json, "tensor '%s' %s", e->tensor->name, fault) : 0;
+}
+
 /* Does the base tensor's shape agree with the tensor's in all dimensions from `from` on? */
 static bool base_shape_agrees(const struct bd_entry *e, unsigned from)
 {
@@ -369,10 +389,12 @@ static int bind_record(struct reader *r, struct record *rec, const struct bd_ten
 		return bd_json_fail(&r->json, rc == -EEXIST ? "tensor '%s' is in two files" :
 				    "tensor '%s': out of memory", t->name);
 	e->tensor = t;
-	if (e->encoding == BD_RAW) {
+	if (e->encoding == BD_RAW || (e->encoding == BD_EXACT && !rec->has_base)) {
 		e->base_xxh128[0] = '\0';
 		free(e->base_name);
 		e->base_name = NULL;
+		if (e->encoding == BD_EXACT)
+			return bind_exact(r, e);
 		if (!*e->xxh128)
 			return bd_json_fail(&r->json, "tensor '%s': raw needs xxh128", t->name);
 		return bind_raw(r, e, 0);
@@ -392,6 +414,8 @@ static int bind_record(struct reader *r, struct record *rec, const struct bd_ten
 		return bd_json_fail(&r->json, "tensor '%s': another shape than its base", t->name);
 	if (e->encoding == BD_SIGN)
 		return bind_sign(r, e, t->count);
+	if (e->encoding == BD_EXACT)
+		return bind_exact(r, e);
 	if (e->base_dtype != t->dtype)
 		return bd_json_fail(&r->json, "tensor '%s': another dtype than its base", t->name);
 	return 0;
@@ -779,7 +803,7 @@ static void print_entry(const struct bd_entry *e, struct bd_buffer *out)
 		bd_buffer_printf(out, ",\"xxh128\":\"%s\"", e->xxh128);
 	if (*e->tail_xxh128)
 		bd_buffer_printf(out, ",\"tail_xxh128\":\"%s\"", e->tail_xxh128);
-	if (e->encoding != BD_RAW)
+	if (bd_entry_has_base(e))
 		print_base(e, out);
 	bd_buffer_printf(out, "}");
 }
@@ -813,8 +837,11 @@ static void find_features(const struct bd_delta *d, bool found[FEATURES])
 		found[PATHS] |= strchr(file->name, '/') != NULL;
 		found[PLAIN_FILES] |= file->plain;
 		for (size_t i = 0; file->st && i < file->st->count; i++) {
-			found[BASE_NAMES] |= file->entries[i].base_name != NULL;
-			found[COPIES] |= file->entries[i].copy != 0;
+			const struct bd_entry *e = &file->entries[i];
+
+			found[BASE_NAMES] |= e->base_name != NULL;
+			found[COPIES] |= e->copy != 0;
+			found[EXACT] |= e->encoding == BD_EXACT;
 		}
 	}
 }

@@ -20,6 +20,8 @@ uint64_t bd_summary_stored(const struct bd_entry *e)
 		bytes += e->sign->size;
 	if (e->raw)
 		bytes += e->raw->size;
+	if (e->exact)
+		bytes += e->exact->size;
 	return bytes;
 }
 

@@ -8,7 +8,7 @@
 struct bd_encoding_summary {
 	uint64_t tensors;
 	uint64_t bytes;  /* of those tensors in the fine-tune */
-	uint64_t stored; /* for them in the delta: planes and scales, or the raw bytes */
+	uint64_t stored; /* for them in the delta: planes and scales, or the raw or coded bytes */
 };
 
 struct bd_summary {

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "codec/exact_file.h"
 
 #define CHUNK ((size_t)4 << 20)
 
@@ -18,11 +19,13 @@ struct check {
 	const char *wanted; /* 32 digits */
 	const char *kind, *name;
 	const struct bd_delta_file *inflate; /* instead: inflate this file */
+	const struct bd_entry *rebuild;      /* or: rebuild this exact tensor */
 	bool finite;        /* binary32 numbers that must be finite */
 };
 
 struct verification {
 	struct bd_delta *delta;
+	struct bd_base *base; /* NULL: not checked */
 	struct check *checks;
 	size_t count;
 	uint64_t total;
@@ -40,9 +43,10 @@ static void add(struct verification *v, struct bd_file *file, const struct bd_te
 	v->total += t->size;
 }
 
-static int collect(struct verification *v, const struct bd_base *base, struct bd_error *err)
+static int collect(struct verification *v, struct bd_error *err)
 {
 	struct bd_delta *d = v->delta;
+	const struct bd_base *base = v->base;
 	size_t capacity = 1;
 
 	for (size_t f = 0; f < d->file_count; f++)
@@ -72,10 +76,14 @@ static int collect(struct verification *v, const struct bd_base *base, struct bd
 			if (e->raw)
 				add(v, d->file, e->raw,
 				    e->encoding == BD_ROWS ? e->tail_xxh128 : e->xxh128, "raw tensor");
-			if (base && e->encoding != BD_RAW)
+			if (base && bd_entry_has_base(e))
 				b = bd_base_find(base, bd_entry_base(e));
 			if (b)
 				add(v, b->shard->file, b->tensor, e->base_xxh128, "base tensor");
+			if (e->exact && (base || !bd_entry_has_base(e))) {
+				v->checks[v->count++].rebuild = e;
+				v->total += e->tensor->size;
+			}
 		}
 	}
 	return 0;
@@ -107,6 +115,8 @@ static int work(void *context, size_t index, struct bd_error *err)
 		free(buf);
 		return rc;
 	}
+	if (c->rebuild)
+		return bd_exact_entry_verify(v->delta, c->rebuild, v->base, &v->done, v->watch->cancel, err);
 	hash = XXH3_createState();
 	buf = malloc(CHUNK);
 	if (!hash || !buf) {
@@ -154,12 +164,12 @@ static void tick(void *context)
 int bd_verify(struct bd_delta *delta, struct bd_base *base, const struct bd_watch *watch,
 	      struct bd_error *err)
 {
-	struct verification v = { .delta = delta, .watch = watch };
+	struct verification v = { .delta = delta, .base = base, .watch = watch };
 	struct bd_parallel job = { .work = work, .tick = tick, .context = &v, .cancel = watch->cancel };
 	int rc = base ? bd_delta_check_base(delta, base, err) : 0;
 
 	if (rc == 0)
-		rc = collect(&v, base, err);
+		rc = collect(&v, err);
 	job.count = v.count;
 	if (rc == 0)
 		rc = bd_parallel_run(&job, err);

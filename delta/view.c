@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "codec/exact_file.h"
 #include "guard.h"
 #include "sign.h"
 
@@ -39,17 +40,21 @@ struct bd_piece {
 	uint64_t offset; /* in the virtual file; the next one's is the end */
 	uint64_t at;     /* offset in its source */
 	uint32_t source;
-	uint32_t coded;  /* 1 + the number of its tensor, if that is sign-coded: `at` is then the base's; 0: not */
+	uint32_t coded;  /* 1 + the number of its tensor, if that is computed: `at` is then the base's; 0: not */
 };
 
-/* What sign-coded tensors have in common with others, as the pool keeps it. */
+/* What tensors that are computed have in common with others, as the pool keeps it. Without planes they are exact,
+ * with BD_DTYPES as the dtype of a base that they do not need. */
 struct kind {
 	uint64_t rows, cols, planes, base_dtype, dtype;
 };
 
 struct bd_coded {
-	uint64_t bits;   /* offset of its planes in the delta */
-	uint64_t scales; /* number of its first one */
+	uint64_t bits;           /* offset of its planes, or of what is stored of an exact one, in the delta */
+	union {
+		uint64_t scales; /* number of its first one */
+		uint64_t size;   /* of what is stored of an exact one */
+	};
 	const struct kind *kind;
 };
 
@@ -57,6 +62,7 @@ struct bd_scratch {
 	char *memory;
 	size_t capacity;
 	uint64_t base, delta; /* bytes that were read */
+	struct bd_exact_cache *exact; /* NULL until it is needed */
 	/* Which column scales are there: of the columns from `start` on of this tensor of this view. */
 	struct {
 		uint64_t serial, scales, start;
@@ -82,6 +88,7 @@ void bd_scratch_free(struct bd_scratch *scratch)
 {
 	if (!scratch)
 		return;
+	bd_exact_cache_free(scratch->exact);
 	free(scratch->memory);
 	free(scratch);
 }
@@ -144,10 +151,9 @@ static void add_piece(struct bd_view_file *f, uint32_t source, uint64_t at, uint
 }
 
 /* 1 + its number; 0: out of memory. */
-static uint32_t add_coded(struct bd_view *v, const struct bd_entry *e)
+static uint32_t add_coded(struct bd_view *v, struct bd_coded coded, const struct kind *kind)
 {
-	const struct kind kind = { e->rows, e->cols, e->planes, e->base_dtype, e->tensor->dtype };
-	const uint64_t *kept = bd_shapes_add(&v->kinds, &kind.rows, sizeof(kind) / sizeof(uint64_t));
+	const uint64_t *kept = bd_shapes_add(&v->kinds, &kind->rows, sizeof(*kind) / sizeof(uint64_t));
 
 	if (v->coded_count == v->coded_room) {
 		size_t room = v->coded_room ? 2 * v->coded_room : 64;
@@ -160,9 +166,23 @@ static uint32_t add_coded(struct bd_view *v, const struct bd_entry *e)
 	}
 	if (!kept)
 		return 0;
-	v->coded[v->coded_count++] =
-		(struct bd_coded){ e->sign->offset, e->scales, (const struct kind *)kept };
+	coded.kind = (const struct kind *)kept;
+	v->coded[v->coded_count++] = coded;
 	return (uint32_t)v->coded_count;
+}
+
+static uint32_t add_sign(struct bd_view *v, const struct bd_entry *e)
+{
+	return add_coded(v, (struct bd_coded){ .bits = e->sign->offset, .scales = e->scales },
+			 &(struct kind){ e->rows, e->cols, e->planes, e->base_dtype, e->tensor->dtype });
+}
+
+static uint32_t add_exact(struct bd_view *v, const struct bd_entry *e)
+{
+	struct bd_exact_shape s = bd_exact_tensor_of(v->delta, e, v->base).shape;
+
+	return add_coded(v, (struct bd_coded){ .bits = e->exact->offset, .size = e->exact->size },
+			 &(struct kind){ s.rows, s.cols, 0, s.base_dtype, s.dtype });
 }
 
 static int add_entry(struct bd_view *v, struct bd_view_file *f, const struct bd_entry *e, uint64_t *offset)
@@ -175,11 +195,17 @@ static int add_entry(struct bd_view *v, struct bd_view_file *f, const struct bd_
 		head = 0;
 	else if (e->encoding == BD_ROWS)
 		head = t->size / t->shape[0] * e->shared;
-	if (head) {
+	if (e->head == BD_SIGN)
+		coded = add_sign(v, e);
+	else if (e->head == BD_EXACT)
+		coded = add_exact(v, e);
+	if (!coded && (e->head == BD_SIGN || e->head == BD_EXACT))
+		return -ENOMEM;
+	if (head && !bd_entry_has_base(e)) {
+		add_piece(f, DELTA, 0, head, coded, offset);
+	} else if (head) {
 		const struct bd_base_tensor *b = bd_base_find(v->base, bd_entry_base(e));
 
-		if (e->head == BD_SIGN && !(coded = add_coded(v, e)))
-			return -ENOMEM;
 		add_piece(f, source_of(v, b->shard), b->tensor->offset, head, coded, offset);
 	}
 	if (head < t->size)
@@ -196,7 +222,7 @@ static const struct bd_shard *same_header(const struct bd_view *v, const struct 
 	char part[4096];
 
 	for (size_t i = 0; !b && i < d->st->count; i++)
-		if (d->entries[i].encoding != BD_RAW)
+		if (bd_entry_has_base(&d->entries[i]))
 			b = bd_base_find(v->base, bd_entry_base(&d->entries[i]));
 	if (!b || b->shard->st->header_size != size)
 		return NULL;
@@ -704,6 +730,30 @@ static int read_sign(struct bd_view *v, const struct bd_piece *p, uint64_t at, s
 	return rc;
 }
 
+/* Any bytes of an exact piece. */
+static int read_exact(struct bd_view *v, const struct bd_piece *p, uint64_t at, size_t size, char *out,
+		      struct bd_scratch *scratch, struct bd_error *err)
+{
+	const struct bd_coded *coded = &v->coded[p->coded - 1];
+	const struct kind *kind = coded->kind;
+	const struct bd_exact_tensor t = {
+		.shape = { (enum bd_dtype)kind->dtype, (enum bd_dtype)kind->base_dtype, kind->rows, kind->cols },
+		.serial = v->serial, .delta = v->delta->file, .at = coded->bits, .size = coded->size,
+		.base = p->source == DELTA ? NULL : file_of(v, p), .base_at = p->at,
+	};
+	struct bd_exact_counts counts = { 0 };
+	int rc;
+
+	if (!scratch->exact)
+		scratch->exact = bd_exact_cache_new();
+	if (!scratch->exact)
+		return bd_error_set(err, -ENOMEM, "out of memory for reading");
+	rc = bd_exact_tensor_read(scratch->exact, &t, at, size, out, &counts, err);
+	scratch->base += counts.base;
+	scratch->delta += counts.delta;
+	return rc;
+}
+
 /* The piece that holds byte `offset`, which lies in the file. */
 static const struct bd_piece *find_piece(const struct bd_view_file *f, uint64_t offset)
 {
@@ -759,7 +809,9 @@ ssize_t bd_view_read(struct bd_view *v, size_t index, void *buf, size_t size, ui
 		}
 		if (rc < 0)
 			break;
-		if (p->coded) {
+		if (p->coded && v->coded[p->coded - 1].kind->planes == 0) {
+			rc = read_exact(v, p, at, n, out, scratch, err);
+		} else if (p->coded) {
 			rc = read_sign(v, p, at, n, out, scratch, err);
 		} else if (p->source == HEADER) {
 			memcpy(out, f->header + p->at + at, n);

@@ -38,7 +38,7 @@ struct bd_view {
 	/* private: */
 	uint64_t serial;         /* no other view of this process has it */
 	uint64_t scales_at;      /* offset of the scales in the delta */
-	struct bd_coded *coded;  /* the sign-coded tensors of all files */
+	struct bd_coded *coded;  /* the tensors of all files that are computed */
 	size_t coded_count, coded_room;
 	struct bd_shapes kinds;  /* what they point to */
 	bool slim;
@@ -46,7 +46,8 @@ struct bd_view {
 
 /* Memory for one read at a time; a thread keeps one. At most 512 KiB and 600 KiB more for each plane
  * of the files that it is used for, allocated when first needed; much less is touched. It remembers
- * the column scales of the last tensor. */
+ * the column scales of the last tensor. For exact tensors it takes what codec/exact_file.h says, and remembers the
+ * last chunk. */
 struct bd_scratch;
 struct bd_scratch *bd_scratch_new(void); /* NULL: out of memory */
 void bd_scratch_free(struct bd_scratch *scratch);

@@ -213,8 +213,8 @@ int bdx_source_file(struct bdx_source *s, const char *name, char **data, size_t 
 	return rc;
 }
 
-/* Has the source the tensor of a raw entry, with the same bytes? 1 or 0. */
-static int has_raw(struct bdx_source *s, const struct bd_entry *entry, struct bd_error *err)
+/* Has the source the tensor of a raw or exact entry, with the same bytes? 1 or 0. */
+static int has_kept(struct bdx_source *s, const struct bd_entry *entry, struct bd_error *err)
 {
 	size_t size = entry->tensor->size;
 	struct bdx_weight weight;
@@ -319,9 +319,9 @@ static int match(struct bdx_source *s, struct bdx_source *shown, const struct bd
 				rc = sample(s, shown, view, e, d, err);
 			if (rc < 0)
 				return rc;
-			if (e->encoding != BD_RAW || e->tensor->size > SMALL)
+			if ((e->encoding != BD_RAW && e->encoding != BD_EXACT) || e->tensor->size > SMALL)
 				continue;
-			rc = has_raw(s, e, err);
+			rc = has_kept(s, e, err);
 			if (rc < 0)
 				return rc;
 			if (rc == 0)

@@ -46,7 +46,7 @@ static void json_tensor(struct json *j, cJSON *array, const struct bd_delta_file
 	}
 	if (e->planes && e->error >= 0)
 		json_number(j, o, "error", "%.4g", e->error);
-	if (e->encoding != BD_RAW) {
+	if (bd_entry_has_base(e)) {
 		base = json_object(j, o, "base");
 		if (e->base_name)
 			json_string(j, base, "name", e->base_name);
@@ -113,7 +113,7 @@ static void print_tensor(const struct bd_entry *e)
 {
 	char shape[200], a[32], b[32];
 
-	printf("  %-4s %-4s %-16s %10s -> %10s", bd_encoding_name(e->encoding),
+	printf("  %-5s %-4s %-16s %10s -> %10s", bd_encoding_name(e->encoding),
 	       bd_dtype_name(e->tensor->dtype), bd_tensor_shape_text(e->tensor, shape, sizeof(shape)),
 	       format_bytes(e->tensor->size, a), format_bytes(bd_summary_stored(e), b));
 	if (e->planes && e->error >= 0)

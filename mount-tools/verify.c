@@ -11,7 +11,8 @@ static const char help[] =
 "Usage: bitdelta verify X.bdelta... [--base BASE] [OPTIONS]\n"
 "Check all that the files store against the hashes taken at import.\n"
 "\n"
-"  --base BASE          also check every base tensor that they need, completely\n"
+"  --base BASE          also check every base tensor that they need, completely, and rebuild what is\n"
+"                       exact\n"
 "  --json               progress on stderr and results on stdout as JSON\n"
 "  -q, --quiet          print failures only\n"
 "  -h, --help           this text\n"
@@ -19,8 +20,19 @@ static const char help[] =
 "The hashes (XXH3) find damage; they are no protection against somebody who forges a file.\n"
 "Exit status 0: all is well; 1: damaged, missing or another base; 2: wrong usage.\n";
 
-/* FAILED is NULL where all is well. Returns 0, or an error of its own. */
-static int report(const char *path, const struct bd_error *failed, bool with_base, bool json,
+/* Tensors that can only be checked by rebuilding them from the base. */
+static size_t count_exact(const struct bd_delta *d)
+{
+	size_t count = 0;
+
+	for (size_t f = 0; f < d->file_count; f++)
+		for (size_t i = 0; d->files[f].st && i < d->files[f].st->count; i++)
+			count += d->files[f].entries[i].exact && bd_entry_has_base(&d->files[f].entries[i]);
+	return count;
+}
+
+/* FAILED is NULL where all is well; UNCHECKED tensors were not looked at. Returns 0, or an error of its own. */
+static int report(const char *path, const struct bd_error *failed, bool with_base, size_t unchecked, bool json,
 		  bool quiet, struct bd_error *err)
 {
 	struct json j;
@@ -31,13 +43,18 @@ static int report(const char *path, const struct bd_error *failed, bool with_bas
 		json_string(&j, o, "file", path);
 		json_bool(&j, o, "ok", !failed);
 		json_bool(&j, o, "base", with_base);
+		if (unchecked)
+			json_number(&j, o, "unchecked", "%zu", unchecked);
 		if (failed)
 			json_string(&j, o, "error", failed->text);
 		return json_print(&j, stdout, err);
 	}
 	if (!failed && !quiet) {
 		print_plain(path);
-		printf(": ok%s\n", with_base ? ", and so is what it needs of the base" : "");
+		printf(": ok%s", with_base ? ", and so is what it needs of the base" : "");
+		if (unchecked)
+			printf(", but for %zu exact tensors, which only --base can check", unchecked);
+		putchar('\n');
 	}
 	return 0;
 }
@@ -80,7 +97,8 @@ static int run(const struct command *command, int argc, char **argv)
 			if (rc < 0)
 				status = command_fail(command, &err);
 		}
-		if (report(argv[i], rc < 0 ? &err : NULL, base != NULL, json, quiet, &late) < 0)
+		if (report(argv[i], rc < 0 ? &err : NULL, base != NULL, rc == 0 && !base ? count_exact(delta) : 0, json,
+			   quiet, &late) < 0)
 			status = command_fail(command, &late);
 		bd_delta_close(delta);
 	}

@@ -80,6 +80,7 @@ static void check_entries(const struct bd_delta *d)
 			require(e->planes <= 8 && (e->planes > 0) == (e->sign != NULL), "planes",
 				e->tensor->name);
 			require((e->head == BD_SIGN) == (e->sign != NULL), "head", e->tensor->name);
+			require((e->encoding == BD_EXACT) == (e->exact != NULL), "exact", e->tensor->name);
 			if (e->sign)
 				require(e->scales + e->planes * (e->rows + e->cols) <= d->scales->count &&
 						e->rows * e->cols <= e->tensor->count && e->rows && e->cols,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worked example of delta/FORMAT.md, built by hand: writes it, or holds the page to it.
 
-    example.py --print          print section 6 of the page
+    example.py --print          print section 7 of the page
     example.py --check DIR      fail unless the page has exactly that section; leave the example's
                                 base and delta in DIR as base/ and example.bdelta, and the files that
                                 they stand for in expected/
@@ -80,7 +80,7 @@ def section():
     parts = "\n".join(f"| `{n}` | {d.hex(' ') if len(d) < 32 else 'zlib stream of the text below'} |"
                       for n, _, _, d in stored)
     body = "\n".join("    " + line for line in manifest.splitlines())
-    return f"""## 6. Worked example
+    return f"""## 7. Worked example
 
 A base has one BF16 matrix `w`; a fine-tune has changed it and has an F32 vector `norm` besides.
 
@@ -123,8 +123,8 @@ def main():
     if len(sys.argv) != 3 or sys.argv[1] != "--check":
         sys.exit(__doc__)
     page = open(PAGE, encoding="utf-8").read()
-    if page[page.index("## 6. Worked example"):] != section():
-        sys.exit("delta/FORMAT.md: section 6 is not what example.py --print gives")
+    if page[page.index("## 7. Worked example"):] != section():
+        sys.exit("delta/FORMAT.md: section 7 is not what example.py --print gives")
     out = sys.argv[2]
     write(f"{out}/base/model.safetensors", safetensors(base_header, base_w))
     write(f"{out}/example.bdelta", safetensors(container().encode(), b"".join(s[3] for s in stored)))

@@ -41,7 +41,7 @@ def compact(value):
 
 # ---- Numbers (section 4) ----
 
-SIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I64": 8, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1}
+SIZE = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "F64": 8, "I64": 8, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1}
 
 
 def f32(x):
@@ -290,6 +290,137 @@ def rows(name, total, shared, tail=b"", bits=None, scales=None, planes=1, dtype=
     return make
 
 
+# ---- Exact tensors (section 6) ----
+
+LANES = [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27,
+         4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31]
+
+
+def units(data, size):
+    return [int.from_bytes(data[i:i + size], "little") for i in range(0, len(data), size)]
+
+
+def planes_of_exact(data, dtype, over_base):
+    """The planes of a tensor's bytes: (bytes of a unit, ordered, units)."""
+    if over_base and dtype == "F32":
+        halves = units(data, 2)
+        return [(2, 1, halves[1::2]), (2, 0, halves[0::2])]
+    if over_base and dtype in ("BF16", "F16"):
+        return [(2, 1, units(data, 2))]
+    return [(1, int(over_base and dtype == "F8_E4M3"), list(data))]
+
+
+def ordinal(u, size, ordered):
+    top = 1 << 8 * size - 1
+    return u ^ (top - 1) if ordered and u & top else u
+
+
+def symbol_of(d, size):
+    """The symbol of a difference, its raw bits and their number."""
+    d &= (1 << 8 * size) - 1
+    d -= (d >> 8 * size - 1) << 8 * size
+    if size == 1:
+        return d + 128, 0, 0
+    if -32 <= d < 32:
+        return d + 32, 0, 0
+    k = max(d, ~d).bit_length() - 5
+    if k > 6:
+        return 256, 0, 0
+    return 32 * (k + 1) + (d >> k) % 32, d % (1 << k), k
+
+
+def frequencies(symbols):
+    """They sum up to 1024: what is over goes to the most frequent."""
+    f = {s: max(1, symbols.count(s) * 1024 // len(symbols)) for s in symbols}
+    most = max(f, key=lambda s: (f[s], s))
+    f[most] += 1024 - sum(f.values())
+    return f
+
+
+def print_table(size, ordered, by, shift, mask, offset, tables):
+    out = struct.pack("<5B2H", size, ordered, by, len(tables), shift, mask, offset)
+    for f in tables:
+        at = 0
+        for s in sorted(f):
+            while at < s:
+                run = min(s - at, 255)
+                out += bytes([0, run])
+                at += run
+            out += bytes([f[s]]) if f[s] < 128 else bytes([128 + (f[s] >> 8), f[s] & 255])
+            at += 1
+    return out
+
+
+def code_chunk(coded, escapes):
+    """coded: for each unit the symbol's frequency, the sum of those before it, the raw bits and their number."""
+    states, words = [65536] * 32, []
+    for group in reversed(range(0, len(coded), 32)):
+        for j in reversed(range(32)):
+            if group + LANES[j] >= len(coded):
+                continue
+            f, before, raw_bits, k = coded[group + LANES[j]]
+            x = states[j]
+            if x >= f << 22 - k:
+                words.append(x & 65535)
+                x >>= 16
+            x = x << k | raw_bits
+            states[j] = (x // f << 10) + x % f + before
+    return struct.pack(f"<I{len(words)}H32I{len(escapes)}H", len(words), *reversed(words), *states, *escapes)
+
+
+def code_exact(dtype, shape, data, base, by=0, contexts=1, shift=0, mask=0, offset=0, offsets=b"", kinds=None):
+    """The bytes of exact/NAME for a tensor of one chunk. kinds: 0, 1 or 2 for each plane."""
+    head, index, parts = b"", b"", b""
+    planes = planes_of_exact(data, dtype, base is not None)
+    under = planes_of_exact(base if base is not None else bytes(len(data)), dtype, base is not None)
+    for p, ((size, ordered, fine), (_, _, below)) in enumerate(zip(planes, under)):
+        by_place = base is None or not ordered
+        n = (1 if size == 2 else SIZE[dtype]) if by_place else contexts
+        steps = [ordinal(u, size, ordered) - ordinal(b, size, ordered) for u, b in zip(fine, below)]
+        symbols = [symbol_of(d, size) for d in steps]
+        places = []
+        for i, b in enumerate(below):
+            less = offsets[i // shape[-1]] if by == 1 else offset
+            places.append(i % n if by_place else min(max((b >> shift & mask) - less, 0), n - 1))
+        tables = [frequencies([s[0] for s, at in zip(symbols, places) if at == c] or [128 if size == 1 else 32])
+                  for c in range(n)]
+        head += print_table(size, ordered, 2 if by_place else by, shift, mask, offset, tables)
+        head += b"" if by_place else offsets
+        kind = kinds[p] if kinds else 2
+        if kind == 2:
+            coded = [(tables[at][s], sum(f for t, f in tables[at].items() if t < s), bits, k)
+                     for (s, bits, k), at in zip(symbols, places)]
+            parts += code_chunk(coded, [d & 65535 for d, s in zip(steps, symbols) if s[0] == 256])
+        elif kind == 1:
+            parts += b"".join(u.to_bytes(size, "little") for u in fine)
+        else:
+            assert fine == below
+        index += struct.pack("<Q", 4 * len(parts) + kind)
+    head += b"\0" * (-len(head) % 8)
+    whole = struct.pack("<I4B", 8 + len(head), len(planes), 0, 0, 0) + head + index + parts
+    return whole + b"\0" * (-len(whole) % 8)
+
+
+def exact(name, data, base=None, dtype=None, shape=None, **how):
+    """base: the name of the tensor below; dtype and shape are its own unless given."""
+    def make(d):
+        fine, entry = (dtype, shape), {"name": name, "encoding": "exact", "xxh128": xxh128(data)}
+        below = None
+        if base:
+            base_dtype, base_shape, below = BASE[base]
+            fine = (dtype or base_dtype, base_shape)
+            entry["base"] = base_of(base, fine=fine)
+            if base != name:
+                entry["base"]["name"] = base
+            if fine[0] != base_dtype:
+                below = b"".join(encode(number(below[i:i + SIZE[base_dtype]], base_dtype), fine[0])
+                                 for i in range(0, len(below), SIZE[base_dtype]))
+        stored = code_exact(*fine, data, below, **how)
+        d.stored.append(["exact/" + name, "U8", [len(stored)], stored])
+        return (*fine, data), entry
+    return make
+
+
 def renamed(name, base, bits=None, scales=None, **more):
     """A tensor that the base calls something else."""
     make = (rows(base, **more) if more else sign(base, bits, scales) if bits else same(base))
@@ -384,6 +515,37 @@ def plain():
     return d.finish()
 
 
+def exact_model():
+    """Exact tensors over bases."""
+    d = Delta()
+    d.add_model("model.safetensors",
+                exact("w", numbers("BF16", 1.0078125, 2.5, 3, -1, 7, -0.0), "w"),
+                exact("odd", bytes.fromhex("017e 007c ff7f 0080 ff7b 0200 0000 01bc"), "odd", contexts=3, shift=10,
+                      mask=31, offset=14),
+                exact("f", bytes.fromhex("0000003f 010080be ffffff7f 00000080"), "f", contexts=2, shift=7, mask=255,
+                      offset=126),
+                exact("table", numbers("BF16", 1.5, 2, 3, 4.25, 5, 60), "table", by=1, contexts=4, shift=6, mask=510,
+                      offsets=b"\xfd\xff\0"),
+                exact("cube", BASE["cube"][2], "cube", kinds=[0]),
+                exact("scalar", numbers("F32", 2.75), "scalar", kinds=[2, 1]),
+                exact("ids", struct.pack("<2q", 8, -7), "ids"))
+    d.manifest["features"] = ["exact"]
+    return d.finish()
+
+
+def exact_alone():
+    """Exact tensors without a base, of several groups, and signs."""
+    d = Delta()
+    d.add_model("model.safetensors",
+                exact("bytes", bytes(i * i % 7 for i in range(100)), dtype="U8", shape=[4, 25]),
+                exact("counts", struct.pack("<50i", *range(-20, 30)), dtype="I32", shape=[50]),
+                exact("raw", numbers("F32", 1, 2, 3), dtype="F32", shape=[3], kinds=[1]),
+                exact("zeros", bytes(6), dtype="BF16", shape=[3], kinds=[0]),
+                exact("yes", b"\1", dtype="BOOL", shape=[]), W)
+    d.manifest["features"] = ["exact"]
+    return d.finish()
+
+
 files = {}      # path below bdelta/ -> bytes
 faults = []     # lines of faults.txt
 
@@ -454,6 +616,18 @@ def write_good():
     good("paths", nested())
     good("copies", twice())
     good("plain-files", plain())
+    good("exact", exact_model())
+    good("exact-alone", exact_alone())
+    d = models(exact("wide", numbers("F32", 1, 2.5, 3, -1.25, -2, -3), "w", "F32"),
+               exact("narrow", numbers("BF16", 1, 2, 3.5, 4, 5), "vector", "BF16"),
+               exact("other", numbers("BF16", nan, inf, -inf, 0, 1, 0, 0, 2), "odd", "BF16"))
+    d.manifest["features"] = ["base-names", "exact"]
+    good("exact-other-dtype", d)
+    d = Delta()
+    d.add_model("1.safetensors", copied(1, exact("w", numbers("BF16", 1, 2, 3, 4, 5, 6), "w")))
+    d.add_model("2.safetensors", exact("w", numbers("BF16", 1, 2, 3, -4, -5, -6), "w"))
+    d.manifest["features"] = ["copies", "exact"]
+    good("exact-copies", d.finish())
     d = small()
     d.manifest["features"] = ["plain-files", "paths", "copies", "paths"]
     d.file("model.safetensors")["plain"] = True
@@ -932,6 +1106,91 @@ def bad_tensors():
     bad("sign-size-bomb", "open", "", planes_bomb, lambda: Delta().finish())
 
 
+def exact_part(name, change):
+    """Change the bytes of exact/NAME."""
+    def apply(d):
+        p = d.part("exact/" + name)
+        data = bytearray(p[3])
+        data = change(data) or data
+        p[2:] = [[len(data)], bytes(data)]
+    return apply
+
+
+def put(at, value, size=1):
+    def change(data):
+        data[at:at + size] = value.to_bytes(size, "little")
+    return change
+
+
+def index_of(data):
+    return int.from_bytes(data[:4], "little")
+
+
+def bad_exact():
+    def no_hash(d):
+        del d.entry("w")["xxh128"]
+
+    def over_integers(d):
+        d.entry("w")["base"]["dtype"] = "I16"
+
+    def over_more(d):
+        d.entry("w")["base"]["shape"] = [3, 3]
+
+    def of_nothing(d):
+        d.add_model("model.safetensors", same("none"))
+        d.finish()
+        d.entry("none").update(encoding="exact", xxh128=HEX)
+        d.stored.append(["exact/none", "U8", [16], bytes(16)])
+        d.manifest["features"] = ["exact"]
+    bad("exact-without-feature", "open", "uses the feature 'exact'", setting("features", []), exact_model)
+    bad("exact-without-hash", "open", "xxh128", no_hash, exact_model)
+    bad("exact-missing", "open", "no tensor 'exact/w'", dropped("exact/w"), exact_model)
+    bad("exact-over-integers", "open", "cannot be exact", over_integers, exact_model)
+    bad("exact-over-other-shape", "open", "another shape", over_more, exact_model)
+    bad("exact-of-nothing", "open", "cannot be exact", of_nothing, Delta)
+    bad("exact-size-odd", "open", "that many bytes", exact_part("w", lambda data: data + bytes(4)), exact_model)
+    bad("exact-size-small", "open", "that many bytes", exact_part("w", lambda data: data[:8]), exact_model)
+    # When they are read
+    bad("exact-head-bomb", "read", "tables is wrong", exact_part("w", put(0, 0xFFFFFFF8, 4)), exact_model)
+    bad("exact-head-odd", "read", "tables is wrong", exact_part("w", put(0, 12, 4)), exact_model)
+    bad("exact-head-small", "read", "table 0 is damaged", exact_part("w", put(0, 8, 4)), exact_model)
+    bad("exact-two-planes", "read", "planes", exact_part("w", put(4, 2)), exact_model)
+    bad("exact-reserved", "read", "planes", exact_part("w", put(7, 1)), exact_model)
+    bad("exact-unit", "read", "table 0 is damaged", exact_part("w", put(8, 1)), exact_model)
+    bad("exact-not-ordered", "read", "table 0 is damaged", exact_part("w", put(9, 0)), exact_model)
+    bad("exact-by-place", "read", "table 0 is damaged", exact_part("w", put(10, 2)), exact_model)
+    bad("exact-no-context", "read", "table 0 is damaged", exact_part("w", put(11, 0)), exact_model)
+    bad("exact-many-contexts", "read", "table 0 is damaged", exact_part("w", put(11, 33)), exact_model)
+    bad("exact-shift", "read", "table 0 is damaged", exact_part("w", put(12, 16)), exact_model)
+    bad("exact-frequencies", "read", "table 0 is damaged", exact_part("w", put(17, 0x184, 2)), exact_model)
+    bad("exact-by-base-alone", "read", "table 0 is damaged", exact_part("bytes", put(10, 0)), exact_alone)
+    bad("exact-rows-cut", "read", "", exact_part("w", put(10, 1)), exact_model)
+    bad("exact-index-past-the-end", "read", "index is wrong",
+        exact_part("w", lambda data: put(index_of(data), 4 << 40 | 2, 8)(data)), exact_model)
+    bad("exact-index-short", "read", "index is wrong",
+        exact_part("w", lambda data: put(index_of(data), 4 * 140 | 2, 8)(data)), exact_model)
+    bad("exact-index-falls", "read", "index is wrong",
+        exact_part("f", lambda data: put(index_of(data) + 8, 4 * 8 | 2, 8)(data)), exact_model)
+    bad("exact-kind", "read", "index is wrong",
+        exact_part("w", lambda data: put(index_of(data), data[index_of(data)] | 3)(data)), exact_model)
+    bad("exact-kind-nothing", "read", "index is wrong",
+        exact_part("w", lambda data: put(index_of(data), data[index_of(data)] & ~3)(data)), exact_model)
+    bad("exact-kind-raw", "read", "index is wrong",
+        exact_part("w", lambda data: put(index_of(data), data[index_of(data)] & ~3 | 1)(data)), exact_model)
+    bad("exact-words-too-many", "read", "cannot be decoded",
+        exact_part("w", lambda data: put(index_of(data) + 8, 1 << 31, 4)(data)), exact_model)
+    bad("exact-words-too-few", "read", "cannot be decoded",
+        exact_part("w", lambda data: put(index_of(data) + 8, data[index_of(data) + 8] - 1 & 255)(data)), exact_model)
+    bad("exact-states-low", "read", "cannot be decoded",
+        exact_part("counts", lambda data: put(index_of(data) + 8 + 4 + 2 * data[index_of(data) + 8], 1, 4)(data)),
+        exact_alone)
+    bad("exact-trailing", "read", "index is wrong", exact_part("w", lambda data: data + bytes(8)), exact_model)
+    # By complete checks only
+    bad("exact-hash-wrong", "verify", "exact/w", setting("files.0.tensors.0.xxh128", HEX), exact_model)
+    bad("exact-damaged", "verify", "exact/raw",
+        exact_part("raw", lambda data: put(len(data) - 8, 7)(data)), exact_alone)
+
+
 def bad_later():
     # With the base
     bad("base-tensor-missing", "base", "no tensor 'norm'", both(dropped("raw/norm"), setting(
@@ -978,6 +1237,7 @@ def main():
     bad_json()
     bad_manifest()
     bad_tensors()
+    bad_exact()
     bad_later()
     files["faults.txt"] = "".join(sorted(faults)).encode()
     check = sys.argv[1:] == ["--check"]

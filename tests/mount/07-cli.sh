@@ -47,7 +47,7 @@ holds "info --json: sizes" info.json \
 	o['other_files']['files'] == $(find "$F" -type f ! -name '*.safetensors' | wc -l) and
 	o['other_files']['bytes'] == $(find "$F" -type f ! -name '*.safetensors' -exec cat {} + | wc -c)"
 holds "info --json: encodings" info.json \
-	'list(o["encodings"]) == ["same", "sign", "raw", "rows"] and
+	'list(o["encodings"]) == ["same", "sign", "raw", "rows", "exact"] and
 	all(list(e) == ["tensors", "bytes", "stored"] for e in o["encodings"].values()) and
 	sum(e["stored"] for e in o["encodings"].values()) < o["delta_bytes"] and
 	sum(e["bytes"] for e in o["encodings"].values()) < o["fine_bytes"]'
