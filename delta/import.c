@@ -4,10 +4,11 @@
  * The file is written in one sweep (container.h), in an order that aligns every stored tensor to
  * its elements without holes:
  *
- *     header | raw 8-byte | sign planes | scales | raw 4-, 2-, 1-byte | files | manifest
+ *     header | exact | raw 8-byte | sign planes | scales | raw 4-, 2-, 1-byte | files | manifest
  *
- * Planes are multiples of 8 bytes and scales of 4. Workers look at tensors in parallel, but take
- * turns to choose the place of what they store, so the file does not depend on their speed. */
+ * Planes and what codes exact tensors are multiples of 8 bytes, scales of 4. Workers look at tensors in
+ * parallel, but take turns to choose the place of what they store, so the file does not depend on their
+ * speed. */
 #include "import.h"
 
 #include <errno.h>
@@ -136,17 +137,18 @@ static void settle(struct bd_item *item, enum bd_encoding encoding)
 	struct bd_entry *e = item->entry;
 
 	e->encoding = e->head = encoding;
-	if (encoding != BD_RAW && bd_item_is_resized(item)) {
+	if ((encoding == BD_SAME || encoding == BD_SIGN) && bd_item_is_resized(item)) {
 		e->encoding = BD_ROWS;
 		e->shared = item->head;
 	}
-	if (encoding == BD_RAW)
+	if (!bd_entry_has_base(e))
 		e->base_name = NULL; /* nobody needs it, and it would be a feature (FORMAT.md section 2) */
 	e->planes = encoding == BD_SIGN ? 1 : 0;
 	if (encoding != BD_SIGN) {
 		e->rows = e->cols = 0;
 		e->error = -1;
 	}
+	item->settled = true;
 }
 
 static int append_scales(struct import *im, const struct bd_item *item, struct bd_error *err)
@@ -204,7 +206,39 @@ static int copy_raw(struct import *im, struct bd_item *item, uint64_t from, uint
 			     &item->special, im->look.stop, from ? item->entry->tail_xxh128 : item->entry->xxh128, err);
 }
 
-/* Items that were not sign-coded, and what is left of those that were. */
+/* Any item where nothing may be lost; those that are raw, and the tails of tables, are stored later. */
+static int work_coded(void *context, size_t index, struct bd_error *err)
+{
+	struct import *im = context;
+	struct bd_item *item = im->queue[index];
+	struct bd_entry *e = item->entry;
+	uint64_t size, offset = 0;
+	char kind[BD_COPY_KIND];
+	int rc = 0;
+
+	if (item->base && e->base_dtype == e->tensor->dtype)
+		rc = bd_item_look_same(item, &im->look, err);
+	if (rc == 0 && !item->same)
+		rc = bd_item_code(item, &im->look, err);
+	atomic_fetch_add(&im->done, e->tensor->size);
+	if (rc == 0)
+		rc = take_turn(im, index, err);
+	if (rc < 0)
+		goto out;
+	settle(item, item->same ? BD_SAME : item->coded ? BD_EXACT : BD_RAW);
+	size = item->coded_size;
+	if (item->coded)
+		rc = bd_container_place(im->container, bd_manifest_kind(e, "exact", kind), e->tensor->name, BD_U8, 1,
+					&size, size, &offset, err);
+	pass_turn(im);
+	if (rc == 0 && item->coded)
+		rc = bd_output_write(im->container->output, item->coded, size, offset, err);
+out:
+	bd_item_drop(item);
+	return rc;
+}
+
+/* Items that were not settled, and what is left of those that were. */
 static int work_exact(void *context, size_t index, struct bd_error *err)
 {
 	struct import *im = context;
@@ -216,7 +250,7 @@ static int work_exact(void *context, size_t index, struct bd_error *err)
 	bool wanted;
 	int rc = 0;
 
-	if (!item->sign) {
+	if (!item->settled) {
 		if (item->base)
 			rc = bd_item_look_same(item, &im->look, err);
 		settle(item, item->base && item->same ? BD_SAME : BD_RAW);
@@ -241,15 +275,15 @@ static int work_exact(void *context, size_t index, struct bd_error *err)
 	return rc == 0 && wanted ? copy_raw(im, item, from, offset, err) : rc;
 }
 
-/* Tensors of at least `low` and less than `high` bits an element that were not to be sign-coded, and
- * what the sign phase left over. */
+/* Tensors of at least `low` and less than `high` bits an element that are not settled, and what settling the others
+ * left over. */
 static bool is_exact(const struct bd_item *item, unsigned low, unsigned high)
 {
 	unsigned bits = bd_dtype_bits(item->entry->tensor->dtype);
 	enum bd_encoding encoding = item->entry->encoding;
 
 	return bits >= low && bits < high &&
-	       (!item->sign || encoding == BD_RAW || (encoding == BD_ROWS && has_tail(item)));
+	       (!item->settled || encoding == BD_RAW || (encoding == BD_ROWS && has_tail(item)));
 }
 
 /* Run `work` on the items in the queue. */
@@ -277,6 +311,14 @@ static int run_sign(struct import *im, struct bd_error *err)
 		if (im->plan.items[i].sign)
 			im->queue[im->queue_size++] = &im->plan.items[i];
 	return run_phase(im, work_sign, err);
+}
+
+static int run_coded(struct import *im, struct bd_error *err)
+{
+	im->queue_size = 0;
+	for (size_t i = 0; i < im->plan.item_count; i++)
+		im->queue[im->queue_size++] = &im->plan.items[i];
+	return run_phase(im, work_coded, err);
 }
 
 static int run_exact(struct import *im, unsigned low, unsigned high, struct bd_error *err)
@@ -412,7 +454,8 @@ static void note_quantised(const struct import *im)
 	for (size_t i = 0; i < im->plan.item_count; i++) {
 		const struct bd_entry *e = im->plan.items[i].entry;
 
-		if (e->encoding == BD_SAME || !bd_policy_is_quantised(&im->plan.policy, e->tensor))
+		if (e->encoding == BD_SAME || e->encoding == BD_EXACT ||
+		    !bd_policy_is_quantised(&im->plan.policy, e->tensor))
 			continue;
 		kept++;
 		bytes += e->tensor->size;
@@ -433,8 +476,10 @@ static int commit(struct import *im, struct bd_error *err)
 
 static int run(struct import *im, struct bd_error *err)
 {
-	int rc = run_exact(im, 64, 65, err);
+	int rc = im->options->exact ? run_coded(im, err) : 0;
 
+	if (rc == 0)
+		rc = run_exact(im, 64, 65, err);
 	if (rc == 0)
 		rc = run_sign(im, err);
 	describe_attenuation(im);
@@ -490,9 +535,9 @@ static int describe(struct import *im, struct bd_error *err)
 		return rc;
 	d->base_label = plain_copy(im->plan.base->checkpoint->label);
 	d->producer = strdup("bitdelta " BD_VERSION);
-	d->scale_kind = strdup(bd_scale_name(im->options->scale));
+	d->scale_kind = im->options->exact ? NULL : strdup(bd_scale_name(im->options->scale));
 	memcpy(d->base_digest, im->plan.base->digest, sizeof(d->base_digest));
-	if (!d->base_label || !d->producer || !d->scale_kind)
+	if (!d->base_label || !d->producer || (!d->scale_kind && !im->options->exact))
 		return out_of_memory(im, err);
 	return 0;
 }

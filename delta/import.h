@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* import.h: from a base and a fine-tune to a .bdelta file.
  *
- * Both checkpoints are read once, tensor by tensor on all cores; memory stays at some MiB per core
- * plus one bit per weight of the tensors in work and all scales. The same inputs give the same
- * bytes on every machine and with any number of threads. The output is atomic and durable
- * (output.h): the old file or nothing until all is done. */
+ * Both checkpoints are read once, tensor by tensor on all cores (where all is exact, up to three times); memory
+ * stays at some MiB per core plus, of the tensors in work, one bit per weight or all that codes them exactly, and
+ * all scales. The same inputs give the same bytes on every machine and with any number of threads.
+ * The output is atomic and durable (output.h): the old file or nothing until all is done. */
 #ifndef BD_IMPORT_H
 #define BD_IMPORT_H
 
@@ -44,6 +44,7 @@ struct bd_import_options {
 	size_t file_rule_count;
 	const struct bd_rename *renames;
 	size_t rename_count;
+	bool exact;       /* all bit for bit: nothing is coded by signs, whatever the rules say */
 	unsigned threads; /* 0: one per core */
 	bool force;       /* import although the two configurations name different architectures, or most weights
 			   * have no counterpart in the base */

@@ -18,12 +18,16 @@ struct bd_item {
 	bool worthy;                       /* would be signs over a base tensor of its shape */
 	const struct bd_base_tensor *base; /* to be compared with; NULL: exact without looking */
 	bool sign;                         /* to be sign-coded, unless it turns out to be the same */
+	bool table;                        /* has a row per token */
 	uint64_t head;                     /* slices of the first dimension to be compared; all where
 					    * the shapes agree */
+	bool settled;                      /* the entry says how it is stored; what is raw need not be yet */
 	/* Found by looking: */
 	uint8_t *bits;                     /* bd_manifest_plane_bytes of sign planes; malloced */
 	float *scales;                     /* rows then cols; malloced */
 	double attenuation;                /* the factor on the means of |d| that the scales have */
+	uint8_t *coded;                    /* what codes it exactly; NULL: nothing that pays; malloced */
+	size_t coded_size;
 	bool usable;                       /* signs and scales are finite and may be stored */
 	bool same;                         /* the head is bit-identical to the base's */
 	uint64_t special;                  /* numbers that are infinite or not a number */
@@ -84,7 +88,10 @@ int bd_item_read_rows(const struct bd_item *item, uint64_t row, uint64_t count, 
 /* The row that a sample stands for. */
 uint64_t bd_item_sampled_row(uint64_t rows, uint64_t samples, uint64_t sample);
 int bd_item_out_of_memory(const struct bd_item *item, struct bd_error *err);
-/* Free bits and scales. */
+/* codec/exact_import.c: find what codes a tensor that differs from its base, bit for bit: item->coded, and the
+ * hashes of its entry. */
+int bd_item_code(struct bd_item *item, const struct bd_look *look, struct bd_error *err);
+/* Free bits, scales and what is coded. */
 void bd_item_drop(struct bd_item *item);
 
 #endif

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <zlib.h>
 
+#include "codec/exact.h"
 #include "container.h"
 #include "manifest.h"
 #include "paths.h"
@@ -130,18 +131,25 @@ static int refuse_empty(const struct bd_plan *plan, const struct bd_tensor *fine
 }
 
 /* Bytes that precede the name of a tensor where the container has it, at most. */
-static size_t kind_size(const struct bd_entry *e)
+static size_t kind_size(const struct bd_plan *plan, const struct bd_entry *e)
 {
-	return e->copy ? BD_COPY_KIND : strlen("sign/");
+	return e->copy ? BD_COPY_KIND : strlen(plan->options->exact ? "exact/" : "sign/");
+}
+
+/* Is the tensor worth comparing with that one of the base, whatever they are to become? */
+static bool is_comparable(const struct bd_plan *plan, const struct bd_tensor *t, const struct bd_tensor *b)
+{
+	return t->dtype == b->dtype ||
+	       (plan->options->exact && bd_tensor_same_shape(t, b) && bd_exact_has_base(t->dtype, b->dtype));
 }
 
 /* A copy is exact: it may hold anything, and whoever reads it does not do as the index says. */
-static void plan_copy(struct bd_item *item)
+static void plan_copy(const struct bd_plan *plan, struct bd_item *item)
 {
 	const struct bd_tensor *t = item->entry->tensor;
 	const struct bd_base_tensor *b = item->match;
 
-	if (b && t->count && t->dtype == b->tensor->dtype && bd_tensor_same_shape(t, b->tensor))
+	if (b && t->count && bd_tensor_same_shape(t, b->tensor) && is_comparable(plan, t, b->tensor))
 		keep_base(item, b, t->dims ? t->shape[0] : 1);
 }
 
@@ -160,13 +168,13 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 
 	e->encoding = e->head = BD_RAW;
 	e->error = -1;
-	if (strlen(t->name) > BD_MAX_NAME - kind_size(e))
+	if (strlen(t->name) > BD_MAX_NAME - kind_size(plan, e))
 		return bd_error_set(err, -EINVAL, "%s: the name of tensor '%.64s...' has %zu bytes, and at most "
 				    "%zu can be kept", o->fine, t->name, strlen(t->name),
-				    BD_MAX_NAME - kind_size(e));
+				    BD_MAX_NAME - kind_size(plan, e));
 	item->match = b;
 	if (e->copy) {
-		plan_copy(item);
+		plan_copy(plan, item);
 		return 0;
 	}
 	item->worthy = wish == BD_WISH_SIGN && t->dims >= 2 && t->count && bd_dtype_is_weight(t->dtype) &&
@@ -180,7 +188,8 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 		plan->related |= t->dims >= 2 ? RELATED_WEIGHT : RELATED_VECTOR;
 	may_sign = wish == BD_WISH_SIGN && t->dims >= 1 && bd_dtype_is_weight(t->dtype) &&
 		   bd_dtype_is_weight(b->tensor->dtype);
-	table = grown && bd_policy_is_vocabulary(&plan->policy, t, b->tensor);
+	table = bd_policy_is_vocabulary(&plan->policy, t, b->tensor);
+	item->table = table;
 	/* What is exact anyway may have any shape. A table may not: its width is the model's. */
 	if (grown && (t->dims < 2 || (wish == BD_WISH_EXACT && (by_rule || !table))))
 		return 0;
@@ -197,12 +206,12 @@ static int plan_tensor(struct bd_plan *plan, struct bd_item *item, struct bd_err
 	/* Kept whole where slices are not whole bytes, as in F4 with an odd number of columns. */
 	if (slices == 0 || (grown && t->size % t->shape[0] != 0))
 		return 0;
-	if (may_sign) {
+	if (may_sign && !o->exact) {
 		e->cols = bd_tensor_cols(t);
 		e->rows = t->dims == 1 ? 1 : t->count / t->shape[0] * slices / e->cols;
 		item->sign = pays(t, e->rows, e->cols);
 	}
-	if (item->sign || t->dtype == b->tensor->dtype)
+	if (item->sign || is_comparable(plan, t, b->tensor))
 		keep_base(item, b, slices);
 	return 0;
 }
@@ -371,13 +380,15 @@ uint64_t bd_plan_header_bound(const struct bd_plan *plan)
 	for (size_t i = 0; i < plan->item_count; i++) {
 		const struct bd_item *item = &plan->items[i];
 		const struct bd_tensor *t = item->entry->tensor;
-		size_t name = bd_container_name_bound(t->name) + kind_size(item->entry), raw, sign = 0;
+		size_t name = bd_container_name_bound(t->name) + kind_size(plan, item->entry), raw, sign = 0;
 		char shape[200];
 
 		raw = bd_container_entry_bound(
 			name, t->dtype, strlen(bd_tensor_shape_text(t, shape, sizeof(shape))), data);
 		if (item->sign)
 			sign = bd_container_entry_bound(name, BD_U8, plane_shape(item->entry), data);
+		else if (plan->options->exact)
+			sign = bd_container_entry_bound(name, BD_U8, NUMBER, data);
 		bound += bd_item_is_resized(item) ? sign + raw : sign > raw ? sign : raw;
 	}
 	return bound;

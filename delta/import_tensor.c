@@ -271,6 +271,7 @@ void bd_item_drop(struct bd_item *item)
 {
 	free(item->bits);
 	free(item->scales);
-	item->bits = NULL;
+	free(item->coded);
+	item->bits = item->coded = NULL;
 	item->scales = NULL;
 }

@@ -353,6 +353,8 @@ int print_summary(const struct bd_delta *delta, bool errors, struct bd_error *er
 	printf("  %-6s %6s %-8s %10s -> %10s   ratio %.2f\n", "whole", "", "",
 	       format_bytes(s.fine_bytes, a), format_bytes(s.delta_bytes, b),
 	       (double)s.fine_bytes / (double)s.delta_bytes);
+	if (s.weights == 0)
+		printf("  exact: all of it is the fine-tune's, bit for bit\n");
 	if (errors && s.worst) {
 		printf("  changes coded by signs are off by %.3f of their size%s (median; at most %.3f,\n  ",
 		       s.error_median, delta->distilled ? " before distillation" : "", s.error_worst);

@@ -24,6 +24,7 @@ static const char help[] =
 "\n"
 "  --base BASE          the checkpoint that FINE was made from\n"
 "  -o, --output FILE    the file to write; default: FINE's name with .bdelta, here\n"
+"  --exact              keep all of FINE bit for bit, in more bytes; then nothing is left to distil\n"
 "  --scale KIND         tensor, row or rank1 (row x column, the default)\n"
 "  --attenuation F      factor on the closed-form scales (default: what fits each tensor, up to 1.4)\n"
 "  --sign GLOB          also code tensors of these names by signs; may repeat\n"
@@ -48,7 +49,7 @@ static const char help[] =
 "\n"
 "Tensors that are bit-identical to BASE's cost nothing; embeddings, output heads, norms, biases,\n"
 "small tensors and quantised weights are kept exactly; the other weights become signs and\n"
-"scales, which is lossy.\n"
+"scales, which is lossy. With --exact nothing is.\n"
 "The other files of FINE are kept exactly, subdirectories too, but for second copies of the weights,\n"
 "the state of its training and what is larger than 64 MiB.\n"
 "An import that fails or is interrupted leaves the old FILE or nothing. Once FILE is there its scales\n"
@@ -160,6 +161,17 @@ static void take_rename(void *context, const char *text)
 	a->wrong_rename = a->wrong_rename ? a->wrong_rename : text;
 }
 
+/* An option that says something about signs or their scales, which an exact import has not; NULL: none was given. */
+static const char *lossy_option(const struct arguments *a)
+{
+	for (size_t i = 0; i < a->options.rule_count; i++)
+		if (a->rules[i].sign)
+			return "--sign";
+	return a->scale ? "--scale" : a->attenuation ? "--attenuation" : a->engine.calib ? "--calib" :
+	       a->engine.loss ? "--loss" : a->engine.device ? "--device" :
+	       a->engine.steps && strcmp(a->engine.steps, "0") != 0 ? "--steps" : NULL;
+}
+
 /* The values that are more than names, and what is missing. Returns the exit status. */
 static int settle(const struct command *command, int argc, char **argv, struct arguments *a)
 {
@@ -172,12 +184,17 @@ static int settle(const struct command *command, int argc, char **argv, struct a
 	if (a->wrong_rename)
 		return command_usage(command, "--rename is OLD=NEW, two prefixes of names, not '%s'",
 				     a->wrong_rename);
+	if (o->exact && lossy_option(a))
+		return command_usage(command, "--exact keeps all bit for bit, so %s has nothing to say",
+				     lossy_option(a));
 	status = command_real(command, "--attenuation", a->attenuation, 1e-6, 1e6, &o->attenuation);
 	if (status == EXIT_OK)
 		status = engine_settle(command, &a->engine, 0, &a->distill);
 	if (status != EXIT_OK)
 		return status;
 	o->threads = a->distill.threads;
+	if (o->exact)
+		a->distill.steps = 0;
 	if (!o->base)
 		return command_usage(command, "--base BASE is missing");
 	if (argc - optind != 1)
@@ -201,6 +218,7 @@ static bool parse(const struct command *command, int argc, char **argv, struct a
 	const struct command_option options[] = {
 		{ "base", .value = &o->base },
 		{ "output", 'o', .value = &o->out },
+		{ "exact", .flag = &o->exact },
 		{ "scale", .value = &a->scale },
 		{ "attenuation", .value = &a->attenuation },
 		{ "sign", .take = take_sign, .context = a },
