@@ -76,15 +76,16 @@ unlinked libbitdelta.so.0 "what the engine needs" "$open|libpcre2|libutf8proc"
 # --- the licence ---
 
 line='SPDX-License-Identifier: Apache-2.0'
-# Sources are what is neither documentation, nor data, nor a list of debhelper's.
+# Sources are what is neither documentation, nor data, nor a list of debhelper's. Without git, all files are
+# taken for the project's.
 sources() {
-	find . \( -path ./build -o -name .git -o -name __pycache__ -o -path ./tests/data -o -path ./gpu/general \
-		-o -path ./tests/fuzz/corpus -o -path './tests/golden/*/*' \) -prune -o -type f \
-		! -name '*.md' ! -name .gitignore ! -path ./LICENSE ! -path ./NOTICE \
-		\( ! -path '*/debian/*' -o -name rules -o -name '*.sh' -o -name '*.p[or]*' \) -print
+	{ git ls-files 2>/dev/null || find . -name .git -prune -o -type f -printf '%P\n'; } |
+		grep -vE '^(build|tests/data|gpu/general|tests/fuzz/corpus|tests/golden/[^/]*)/|__pycache__/|^"' |
+		grep -vE '\.md$|(^|/)\.gitignore$|^(LICENSE|NOTICE)$' |
+		grep -vE '/debian/([^/]*\.(dirs|install|examples|symbols)|changelog|control|copyright|not-installed|source/.*)$'
 }
 without=$(sources | sort | while IFS= read -r f; do
-	head -n 2 "$f" | grep -qF "$line" || echo "${f#./}"
+	head -n 2 "$f" | grep -qF "$line" || echo "$f"
 done)
 if [ -z "$without" ]; then
 	ok "$(sources | wc -l) source files say their licence"
