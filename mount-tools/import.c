@@ -182,7 +182,7 @@ static int settle(const struct command *command, int argc, char **argv, struct a
 		return command_usage(command, "--scale is tensor, row or rank1, not '%s'",
 				     a->scale);
 	if (a->wrong_rename)
-		return command_usage(command, "--rename is OLD=NEW, two prefixes of names, not '%s'",
+		return command_usage(command, "--rename is OLD=NEW, two different prefixes of names, not '%s'",
 				     a->wrong_rename);
 	if (o->exact && lossy_option(a))
 		return command_usage(command, "--exact keeps all bit for bit, so %s has nothing to say",

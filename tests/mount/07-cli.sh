@@ -132,7 +132,7 @@ refuses "import --sign of nothing" 1 "--sign 'nomatch\*' matches no tensor" \
 refuses "import --rename of nothing" 1 "'x=y' renames no tensor" \
 	"$BITDELTA" import --steps 0 --base "$B" "$F" --rename x=y -o new.bdelta
 for wrong in x x=x =; do
-	refuses "import --rename $wrong" 2 "OLD=NEW" "$BITDELTA" import --base "$B" "$F" --rename $wrong
+	refuses "import --rename $wrong" 2 "OLD=NEW, two different prefixes" "$BITDELTA" import --base "$B" "$F" --rename $wrong
 done
 check "info tells the base's directory" grep -qx "  from   nano-llama2/base" <("$BITDELTA" info kjv.bdelta)
 "$BITDELTA" info --json kjv.bdelta >info.json
