@@ -60,7 +60,7 @@ static int create_file(struct export *x, size_t i, struct bd_error *err)
 {
 	struct target *t = &x->targets[i];
 	char *path;
-	int rc = bd_view_acquire(x->view, i, err);
+	int rc = t->acquired ? 0 : bd_view_acquire(x->view, i, err); /* it is where creating it failed before */
 
 	if (rc < 0)
 		return rc;
