@@ -7,7 +7,7 @@
  * memcpy's speed. All kinds are timed in turns, and the median over the rounds is printed. At the
  * end the process's resident memory. For a pair:
  *
- *     make_pair DIR 1 && bitdelta import --base DIR/base DIR/fine -o DIR/fine.bdelta
+ *     make_pair DIR 2048 8 1 && bitdelta import --base DIR/base DIR/fine0 -o DIR/fine0.bdelta
  */
 #include <fcntl.h>
 #include <pthread.h>
