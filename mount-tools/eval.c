@@ -151,6 +151,11 @@ static void print_report(const struct arguments *a, const struct bdx_evaluation 
 		       "use for such text.\n", total.delta_kl, total.base_kl);
 		return;
 	}
+	if (total.delta_kl == 0) { /* as of an exact one */
+		printf("The delta answers just as the fine-tune does: nothing is lost when that is deleted, unless it is\n"
+		       "itself what a mount or an export of the delta gave.\n");
+		return;
+	}
 	printf("The delta closes %.1f %% of the distance (kl) from the base to the fine-tune, and\n"
 	       "gives its likeliest next token for %.1f %% of all (the base: %.1f %%). The rest is\n"
 	       "lost when the fine-tune is deleted%s.\n",

@@ -153,6 +153,10 @@ check "eval says what it means" grep -q '^The delta closes [0-9.]* % of' eval.tx
 must "$BITDELTA" import -q --steps 0 --attenuation 9 --base "$B" "$F" -o worse.bdelta
 evaluate worse.bdelta --text text.txt --windows 4 >worse.txt
 check "eval: a delta that is no good is called so" grep -q '^The delta is further from the fine-tune (kl' worse.txt
+must "$BITDELTA" export -q kjv.bdelta --base "$B" -o exported
+evaluate kjv.bdelta --fine exported --windows 2 >same.txt
+check "eval: what the delta itself gave" grep -q '^The delta answers just as the fine-tune does: .* unless' same.txt
+rm -r exported
 refuses "eval: another fine-tune" 1 "^bitdelta eval: $B is not the fine-tune that kjv.bdelta was made from: " \
 	evaluate kjv.bdelta --fine "$B"
 cp -r "$F" nan
