@@ -171,7 +171,7 @@ bool bdfs_source_note(const struct bdfs_source *source, char *text, size_t size)
 	return n > 0;
 }
 
-void bdfs_source_close(struct bdfs_source *source)
+void bdfs_source_free(struct bdfs_source *source)
 {
 	if (source->fd >= 0)
 		close(source->fd);
@@ -180,10 +180,5 @@ void bdfs_source_close(struct bdfs_source *source)
 	free(source->only);
 	free(source->problem);
 	free(source->prefix);
-}
-
-void bdfs_source_free(struct bdfs_source *source)
-{
-	bdfs_source_close(source);
 	free(source);
 }

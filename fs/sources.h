@@ -29,13 +29,12 @@ struct bdfs_source {
 	_Atomic int64_t shown; /* the same, of what the tree shows */
 };
 
-/* Fill in a source that is all zeros from an item of deltas=; bdfs_source_close in any case.
+/* Fill in a source that is all zeros from an item of deltas=; bdfs_source_free in any case.
  * Errors: those of stat(2) and open(2); -EINVAL for an empty name; -ENOMEM. */
 int bdfs_source_open(struct bdfs_source *source, const char *path, struct bd_error *err);
-void bdfs_source_close(struct bdfs_source *source);
-void bdfs_source_free(struct bdfs_source *source); /* closes it */
+void bdfs_source_free(struct bdfs_source *source);
 
-/* The directory NAME in one that is deep, as a source to be closed and freed. No link, nor what is mounted there,
+/* The directory NAME in one that is deep, as a source to be freed. No link, nor what is mounted there,
  * which may be slow, dead or our own. -EXDEV, -ELOOP, -ENOTDIR, -ENOENT: not there; others: it cannot be
  * opened. */
 int bdfs_source_below(struct bdfs_source **source, const struct bdfs_source *above, const char *name);
