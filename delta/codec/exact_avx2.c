@@ -38,32 +38,34 @@ FN __m256i look_up(const uint32_t *table, __m256i index)
 	return _mm256_inserti128_si256(_mm256_castsi128_si256(p), q, 1);
 }
 
-/* One step of eight states. */
-FN __m256i step(__m256i entry, __m256i *state, const uint8_t **word, unsigned unit)
+/* One step of eight states up to the word that each may need: its difference. */
+FN __m256i advance(__m256i entry, __m256i *state, unsigned unit)
 {
 	const __m256i low = _mm256_set1_epi32(0x7ff);
 	__m256i f = _mm256_and_si256(_mm256_srli_epi32(entry, 11), low);
-	__m256i x = _mm256_mullo_epi32(f, _mm256_srli_epi32(*state, BD_EXACT_BITS)), difference, empty, words;
-	unsigned mask;
+	__m256i x = _mm256_mullo_epi32(f, _mm256_srli_epi32(*state, BD_EXACT_BITS)), difference, k;
 
 	x = _mm256_add_epi32(x, _mm256_and_si256(entry, low));
 	if (unit == 1) {
-		difference = _mm256_srai_epi32(entry, 22);
-	} else {
-		__m256i k = _mm256_and_si256(_mm256_srli_epi32(entry, 23), _mm256_set1_epi32(7));
-
-		difference = _mm256_sllv_epi32(_mm256_srai_epi32(entry, 26), k);
-		difference = _mm256_or_si256(difference,
-					     _mm256_andnot_si256(_mm256_sllv_epi32(_mm256_set1_epi32(-1), k), x));
-		x = _mm256_srlv_epi32(x, k);
+		*state = x;
+		return _mm256_srai_epi32(entry, 22);
 	}
-	empty = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
-	mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(empty));
-	words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)*word));
+	k = _mm256_and_si256(_mm256_srli_epi32(entry, 23), _mm256_set1_epi32(7));
+	difference = _mm256_sllv_epi32(_mm256_srai_epi32(entry, 26), k);
+	*state = _mm256_srlv_epi32(x, k);
+	return _mm256_or_si256(difference, _mm256_andnot_si256(_mm256_sllv_epi32(_mm256_set1_epi32(-1), k), x));
+}
+
+/* Give words to those of eight states that need one, in their order. */
+FN __m256i refill(__m256i x, const uint8_t **word)
+{
+	__m256i empty = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
+	unsigned mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(empty));
+	__m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)*word));
+
 	words = _mm256_permutevar8x32_epi32(words, _mm256_load_si256((const __m256i *)take[mask]));
-	*state = _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), words), empty);
 	*word += 2 * (unsigned)_mm_popcnt_u32(mask);
-	return difference;
+	return _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), words), empty);
 }
 
 FN __m256i ordinal(__m256i v, unsigned unit, bool ordered)
@@ -83,10 +85,10 @@ FN __m256i escapes(__m256i entry)
 }
 
 /* The units that are escapes, a bit for each. */
-FN uint32_t escape_mask(const __m256i entry[4])
+FN uint32_t escape_mask(__m256i e0, __m256i e1, __m256i e2, __m256i e3)
 {
-	__m256i low = _mm256_packs_epi32(escapes(entry[0]), escapes(entry[2]));
-	__m256i high = _mm256_packs_epi32(escapes(entry[1]), escapes(entry[3]));
+	__m256i low = _mm256_packs_epi32(escapes(e0), escapes(e2));
+	__m256i high = _mm256_packs_epi32(escapes(e1), escapes(e3));
 
 	return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xd8));
 }
@@ -135,13 +137,13 @@ FN bool groups(const struct bd_exact_decoder *d, const struct bd_exact_run *run,
 	struct bd_exact_base bases = bd_exact_base_of(run, size);
 	struct offsets o = { _mm256_set1_epi16((short)m->offset), _mm256_set1_epi16((short)m->offset) };
 	struct bd_exact_rows rows = bd_exact_rows_at(m, run->first, by);
-	__m256i x[4];
+	const __m256i *states = (const __m256i *)r->state;
+	__m256i x0 = _mm256_loadu_si256(states), x1 = _mm256_loadu_si256(states + 1);
+	__m256i x2 = _mm256_loadu_si256(states + 2), x3 = _mm256_loadu_si256(states + 3);
 
-	for (int i = 0; i < 4; i++)
-		x[i] = _mm256_loadu_si256((const __m256i *)r->state + i);
 	for (g = 0; g < count && word <= words_end; g++, bases.next += bases.step, out += size) {
 		const uint8_t *base = bases.next;
-		__m256i b0, b1, c0, c1, e[4], s0, s1;
+		__m256i b0, b1, c0, c1, e0, e1, e2, e3, d0, d1, d2, d3, s0, s1;
 
 		if (unit == 1) {
 			b0 = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)base));
@@ -161,17 +163,20 @@ FN bool groups(const struct bd_exact_decoder *d, const struct bd_exact_run *run,
 			c1 = context(b1, o.high, shift, mask, last);
 		}
 		/* The order of bd_exact_lane. */
-		e[0] = look_up(table, _mm256_or_si256(_mm256_unpacklo_epi16(c0, zero), _mm256_and_si256(x[0], slot)));
-		e[1] = look_up(table, _mm256_or_si256(_mm256_unpacklo_epi16(c1, zero), _mm256_and_si256(x[1], slot)));
-		e[2] = look_up(table, _mm256_or_si256(_mm256_unpackhi_epi16(c0, zero), _mm256_and_si256(x[2], slot)));
-		e[3] = look_up(table, _mm256_or_si256(_mm256_unpackhi_epi16(c1, zero), _mm256_and_si256(x[3], slot)));
-		{
-			__m256i d0 = step(e[0], &x[0], &word, unit), d1 = step(e[1], &x[1], &word, unit);
-			__m256i d2 = step(e[2], &x[2], &word, unit), d3 = step(e[3], &x[3], &word, unit);
-
-			s0 = _mm256_packs_epi32(d0, d2);
-			s1 = _mm256_packs_epi32(d1, d3);
-		}
+		e0 = look_up(table, _mm256_or_si256(_mm256_unpacklo_epi16(c0, zero), _mm256_and_si256(x0, slot)));
+		e1 = look_up(table, _mm256_or_si256(_mm256_unpacklo_epi16(c1, zero), _mm256_and_si256(x1, slot)));
+		e2 = look_up(table, _mm256_or_si256(_mm256_unpackhi_epi16(c0, zero), _mm256_and_si256(x2, slot)));
+		e3 = look_up(table, _mm256_or_si256(_mm256_unpackhi_epi16(c1, zero), _mm256_and_si256(x3, slot)));
+		d0 = advance(e0, &x0, unit);
+		d1 = advance(e1, &x1, unit);
+		d2 = advance(e2, &x2, unit);
+		d3 = advance(e3, &x3, unit);
+		x0 = refill(x0, &word);
+		x1 = refill(x1, &word);
+		x2 = refill(x2, &word);
+		x3 = refill(x3, &word);
+		s0 = _mm256_packs_epi32(d0, d2);
+		s1 = _mm256_packs_epi32(d1, d3);
 		s0 = _mm256_add_epi16(s0, ordinal(b0, unit, ordered));
 		s1 = _mm256_add_epi16(s1, ordinal(b1, unit, ordered));
 		if (unit == 1) {
@@ -186,14 +191,16 @@ FN bool groups(const struct bd_exact_decoder *d, const struct bd_exact_run *run,
 			_mm256_storeu_si256((__m256i *)out + 1, ordinal(s1, unit, ordered));
 		}
 		if (unit == 2 &&
-		    __builtin_expect(!_mm256_testz_si256(_mm256_or_si256(_mm256_or_si256(e[0], e[1]),
-									 _mm256_or_si256(e[2], e[3])), any), 0)) {
-			if (!bd_exact_take_escapes(r, escape_mask(e), base, out, ordered))
+		    __builtin_expect(!_mm256_testz_si256(_mm256_or_si256(_mm256_or_si256(e0, e1),
+									 _mm256_or_si256(e2, e3)), any), 0)) {
+			if (!bd_exact_take_escapes(r, escape_mask(e0, e1, e2, e3), base, out, ordered))
 				return false;
 		}
 	}
-	for (int i = 0; i < 4; i++)
-		_mm256_storeu_si256((__m256i *)r->state + i, x[i]);
+	_mm256_storeu_si256((__m256i *)r->state, x0);
+	_mm256_storeu_si256((__m256i *)r->state + 1, x1);
+	_mm256_storeu_si256((__m256i *)r->state + 2, x2);
+	_mm256_storeu_si256((__m256i *)r->state + 3, x3);
 	r->word = word;
 	*done = g;
 	return true;

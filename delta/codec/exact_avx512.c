@@ -35,31 +35,32 @@ FN __m512i look_up(const uint32_t *table, __m512i index)
 	return _mm512_inserti64x4(_mm512_castsi256_si512(p), q, 1);
 }
 
-/* One step of sixteen states. */
-FN __m512i step(__m512i entry, __m512i *state, const uint8_t **word, unsigned unit)
+/* One step of sixteen states up to the word that each may need: its difference. */
+FN __m512i advance(__m512i entry, __m512i *state, unsigned unit)
 {
 	const __m512i low = _mm512_set1_epi32(0x7ff);
 	__m512i f = _mm512_and_si512(_mm512_srli_epi32(entry, 11), low);
-	__m512i x = _mm512_mullo_epi32(f, _mm512_srli_epi32(*state, BD_EXACT_BITS)), difference, words;
-	__mmask16 empty;
+	__m512i x = _mm512_mullo_epi32(f, _mm512_srli_epi32(*state, BD_EXACT_BITS)), difference, k;
 
 	x = _mm512_add_epi32(x, _mm512_and_si512(entry, low));
 	if (unit == 1) {
-		difference = _mm512_srai_epi32(entry, 22);
-	} else {
-		__m512i k = _mm512_and_si512(_mm512_srli_epi32(entry, 23), _mm512_set1_epi32(7));
-
-		difference = _mm512_sllv_epi32(_mm512_srai_epi32(entry, 26), k);
-		difference = _mm512_or_si512(difference,
-					     _mm512_andnot_si512(_mm512_sllv_epi32(_mm512_set1_epi32(-1), k), x));
-		x = _mm512_srlv_epi32(x, k);
+		*state = x;
+		return _mm512_srai_epi32(entry, 22);
 	}
-	empty = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(BD_EXACT_LOW));
-	words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)*word));
-	words = _mm512_maskz_expand_epi32(empty, words);
-	*state = _mm512_mask_or_epi32(x, empty, _mm512_slli_epi32(x, 16), words);
+	k = _mm512_and_si512(_mm512_srli_epi32(entry, 23), _mm512_set1_epi32(7));
+	difference = _mm512_sllv_epi32(_mm512_srai_epi32(entry, 26), k);
+	*state = _mm512_srlv_epi32(x, k);
+	return _mm512_or_si512(difference, _mm512_andnot_si512(_mm512_sllv_epi32(_mm512_set1_epi32(-1), k), x));
+}
+
+/* Give words to those of sixteen states that need one, in their order. */
+FN __m512i refill(__m512i x, const uint8_t **word)
+{
+	__mmask16 empty = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(BD_EXACT_LOW));
+	__m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)*word));
+
 	*word += 2 * (unsigned)_mm_popcnt_u32(empty);
-	return difference;
+	return _mm512_mask_or_epi32(x, empty, _mm512_slli_epi32(x, 16), _mm512_maskz_expand_epi32(empty, words));
 }
 
 FN __m512i ordinal(__m512i v, unsigned unit, bool ordered)
@@ -134,8 +135,10 @@ FN bool groups(const struct bd_exact_decoder *d, const struct bd_exact_run *run,
 		/* The order of bd_exact_lane. */
 		e0 = look_up(table, _mm512_or_si512(_mm512_unpacklo_epi16(context, zero), _mm512_and_si512(x0, slot)));
 		e1 = look_up(table, _mm512_or_si512(_mm512_unpackhi_epi16(context, zero), _mm512_and_si512(x1, slot)));
-		d0 = step(e0, &x0, &word, unit);
-		d1 = step(e1, &x1, &word, unit);
+		d0 = advance(e0, &x0, unit);
+		d1 = advance(e1, &x1, unit);
+		x0 = refill(x0, &word);
+		x1 = refill(x1, &word);
 		s = _mm512_add_epi16(_mm512_packs_epi32(d0, d1), ordinal(b, unit, ordered));
 		if (unit == 1)
 			_mm256_storeu_si256((__m256i *)out, _mm512_cvtepi16_epi8(ordinal(
