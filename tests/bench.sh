@@ -7,6 +7,7 @@
 #                   times that of memory
 # BENCH_ROUNDS=5    every figure is the median of so many rounds, in which all kinds take turns
 # BENCH_PARTS=...   of the parts below, only these; the default is all of them
+# BENCH_PAIR="BASE FINE"   a pair whose exact sizes are measured besides the shipped one's
 # BENCH_BIN=DIR     programs to measure, instead of those of build/release
 #
 # Only ratios mean something on another machine: a busy neighbour or a slow disk moves both sides.
@@ -18,7 +19,7 @@ set -eu
 cd "$(dirname "$0")/.."
 export LC_ALL=C
 gib=${BENCH_GIB:-1} rounds=${BENCH_ROUNDS:-5}
-parts=${BENCH_PARTS:-import sign reader pretrained together directory tensors}
+parts=${BENCH_PARTS:-import sign reader pretrained together directory tensors exact}
 bin=$(realpath "${BENCH_BIN:-build/release}")
 work=$PWD/build/bench
 samples=$work/samples
@@ -56,7 +57,7 @@ cleanup() {
 
 for part in $parts; do
 	case $part in
-	import | sign | reader | pretrained | together | directory | tensors) ;;
+	import | sign | reader | pretrained | together | directory | tensors | exact) ;;
 	*) fail "BENCH_PARTS: there is no part \"$part\"" ;;
 	esac
 done
@@ -156,6 +157,20 @@ measure_sign() {
 	say "reconstruction against memcpy, one core"
 	"$bin/bench/bench_sign" >"$work/sign"
 }
+measure_exact() {
+	local pair
+	say "exact tensors, one core"
+	for pair in "tests/data/nano-llama2/base tests/data/nano-llama2/kjv" "${BENCH_PAIR:-}"; do
+		[ -n "$pair" ] || continue
+		echo "$pair"
+		# shellcheck disable=SC2086 # two directories
+		"$bin/bench/bench_exact" $pair
+	done >"$work/exact"
+}
+report_exact() {
+	printf '\nExact tensors (import --exact): sizes, and GB/s of their bytes on one core\n'
+	cat "$work/exact"
+}
 report_sign() {
 	printf '\nOne core, in memory: GB/s, and as a part of memcpy of the same kind\n'
 	cat "$work/sign"
@@ -226,14 +241,15 @@ done
 	echo "Two BF16 checkpoints of $(calc %.2f "$size / 2^30") GiB, delta" \
 		"$(calc "%.1f MiB (1/%.1f)" "$delta_size / 2^20, $size / $delta_size")." \
 		"Medians of $rounds rounds in turns. Ratio = ours / reference."
-	for part in ${parts/sign/}; do
-		"report_$part"
+	for part in $parts; do
+		[ "$part" = sign ] || [ "$part" = exact ] || "report_$part"
 	done
 	if [ -s "$work/why" ]; then
 		printf '\nGoals missed, and what was measured about the obstacle\n'
 		cat "$work/why"
 	fi
 	[ ! -s "$work/sign" ] || report_sign
+	[ ! -s "$work/exact" ] || report_exact
 } >"$report.new"
 sed 's/ *$//' "$report.new" >"$report"
 rm "$report.new"
