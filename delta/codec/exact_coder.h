@@ -102,10 +102,7 @@ size_t bd_exact_decoder_size(const struct bd_exact_decoder *decoder);
 
 /* Decode the first `wanted` units of a chunk of run->count units into `out`, which has room for wanted
  * rounded up to BD_EXACT_LANES (but for no more than run->count) and does not overlap the base. False where the
- * chunk is damaged as far as can be told; then nothing of `out` may be used. */
-bool bd_exact_decode(const struct bd_exact_decoder *decoder, const struct bd_exact_run *run,
-		     const uint8_t *stored, size_t size, size_t wanted, void *out);
-/* The same at a given level (which must be supported). */
+ * chunk is damaged as far as can be told; then nothing of `out` may be used. CPU must be supported. */
 bool bd_exact_decode_at(enum bd_cpu cpu, const struct bd_exact_decoder *decoder,
 			const struct bd_exact_run *run, const uint8_t *stored, size_t size, size_t wanted,
 			void *out);

@@ -198,9 +198,3 @@ bool bd_exact_decode_at(enum bd_cpu cpu, const struct bd_exact_decoder *d, const
 		return false;
 	return !whole || (rest(d, run, &r, count * BD_EXACT_LANES, out) && is_used_up(&r));
 }
-
-bool bd_exact_decode(const struct bd_exact_decoder *d, const struct bd_exact_run *run, const uint8_t *stored,
-		     size_t size, size_t wanted, void *out)
-{
-	return bd_exact_decode_at(bd_cpu_best(), d, run, stored, size, wanted, out);
-}
